@@ -1,0 +1,220 @@
+"""Records of text from JSONL and HDF5, with errors that name the line. Light: h5py is imported when it is needed."""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.settings import ConfigError
+
+FIELDS = (
+    "id",
+    "modality",
+    "source",
+    "summary",
+    "title",
+    "instruction",
+    "domain",
+    "group",
+    "pair_id",
+    "origin",
+    "licence",
+)
+SHOWN_MISTAKES = 10
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document and its reference summary. `extra` keeps unknown keys."""
+
+    id: str
+    modality: str
+    source: str
+    summary: str | None = None
+    title: str | None = None
+    instruction: str | None = None
+    domain: str | None = None
+    group: str | None = None
+    pair_id: str | None = None
+    origin: str | None = None
+    licence: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def read(path: Path, modality: str | None = None, need_summary: bool = True) -> list[Record]:
+    """All records of a file.
+
+    modality: what every record must be; also taken for records that do not say it.
+    Raises ConfigError that lists the faulty lines (all of them are counted, the first ten named): the files given to
+    training are taken whole or not at all, so that nothing is dropped behind the user's back.
+    """
+    rows = _hdf5_rows(path) if path.suffix.lower() in HDF5_SUFFIXES else _json_rows(path)
+    records, mistakes, seen = [], [], {}
+    for where, row in rows:
+        if isinstance(row, str):
+            mistakes.append(f"{path}: {where}: {row}")
+            continue
+        record = _record(row, modality, need_summary)
+        if isinstance(record, Record) and record.id in seen:
+            record = f"id {record.id!r} was already used at {seen[record.id]}. Ids must be unique"
+        if isinstance(record, str):
+            mistakes.append(f"{path}: {where}: {record}")
+        else:
+            seen[record.id] = where
+            records.append(record)
+    if mistakes:
+        more = len(mistakes) - SHOWN_MISTAKES
+        tail = (
+            [f"{path}: and {more} more of {len(mistakes)} faulty records; {len(records)} are good"] if more > 0 else []
+        )
+        raise ConfigError(*mistakes[:SHOWN_MISTAKES], *tail)
+    if not records:
+        raise ConfigError(f"{path}: no records in it. Each line is a JSON object with id, modality, source and summary")
+    return records
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
+    """(line n, object or complaint) for every line that is not blank."""
+    offset = 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            start, offset = offset, offset + len(line)
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip() in (b"[", b"{") or line.lstrip().startswith(b"["):
+                    yield f"line {number}", "this is JSON, not JSON lines. Write one object per line: jq -c '.[]' FILE"
+                    return
+            if not line.strip():
+                continue
+            yield f"line {number}", _json_object(line, start)
+
+
+def _json_object(line: bytes, start: int) -> dict | str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {start + error.start} of the file (0x{line[error.start]:02x}). Convert it: iconv -t utf-8"
+    twice: list[str] = []
+
+    def unique(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend({name for name in names if names.count(name) > 1})
+        return content
+
+    try:
+        row = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError as error:
+        reason = getattr(error, "msg", str(error))
+        return f"not valid JSON ({reason} at column {getattr(error, 'colno', '?')}). Is the line cut?"
+    if twice:
+        return f"key {', '.join(sorted(twice))} stands twice in one object"
+    return (
+        row if isinstance(row, dict) else f"a {type(row).__name__}, not an object with id, modality, source and summary"
+    )
+
+
+def _hdf5_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
+    """(row n, mapping or complaint) of an HDF5 file with one UTF-8 string array per field, all of one length."""
+    import h5py  # 0.2 s; only needed here
+
+    with _opened(path):
+        pass
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+            strings = {n: a for n, a in arrays.items() if h5py.check_string_dtype(a.dtype) and a.ndim == 1}
+            if "source" not in strings:
+                raise ConfigError(
+                    f"{path}: no text in it: a string array called source is missing (found {', '.join(file) or 'nothing'}). "
+                    "Video features cannot be summarised; give transcripts"
+                )
+            lengths = {name: len(array) for name, array in strings.items()}
+            if len(set(lengths.values())) > 1:
+                shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+                raise ConfigError(
+                    f"{path}: the arrays differ in length: {shown}. Every field needs one entry per record"
+                )
+            columns = {name: array[:] for name, array in strings.items()}
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: not a readable HDF5 file ({str(error).splitlines()[0]}). Is it cut, or not HDF5?"
+        ) from None
+    for number in range(len(columns["source"])):
+        try:
+            row = {name: column[number].decode("utf-8") for name, column in columns.items()}
+        except UnicodeDecodeError as error:
+            yield f"row {number}", f"not UTF-8 at byte {error.start}"
+            continue
+        yield f"row {number}", {name: text for name, text in row.items() if text or name in ("source", "summary", "id")}
+
+
+def _opened(path: Path):
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: no such file. Data paths are relative to the folder you are in ({Path.cwd()})"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _record(row: dict, modality: str | None, need_summary: bool) -> Record | str:
+    """The record, or in one sentence why it is none."""
+    known = {name: row[name] for name in FIELDS if name in row and row[name] is not None}
+    wrong = [
+        f"{name} is a {type(value).__name__}, not text" for name, value in known.items() if not isinstance(value, str)
+    ]
+    if wrong:
+        return "; ".join(wrong)
+    known.setdefault("modality", modality)
+    needed = ("id", "modality", "source", "summary") if need_summary else ("id", "modality", "source")
+    missing = [name for name in needed if known.get(name) is None]
+    if missing:
+        found = ", ".join(str(key)[:40] for key in list(row)[:12]) or "nothing"
+        return f"no {' and no '.join(missing)} (found: {found}). Rename the keys, or add what is missing"
+    blank = [name for name in needed if is_blank(known[name])]
+    if blank:
+        return f"{' and '.join(blank)} is empty. Remove the record or fill it"
+    if modality and known["modality"] != modality:
+        return f"modality is {known['modality']!r}, but this file is read as {modality}s"
+    try:
+        "".join(known.values()).encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate (half of a character) in the text"
+    return Record(**known, extra={k: v for k, v in row.items() if k not in FIELDS})
+
+
+def is_blank(text: str) -> bool:
+    """True if nothing is left after Unicode white space, control and zero-width characters are taken out."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
+
+
+def to_dict(record: Record) -> dict:
+    """The JSON object of a record; empty fields are left out."""
+    content = {name: getattr(record, name) for name in FIELDS if getattr(record, name) is not None}
+    return content | record.extra
+
+
+def write_jsonl(path: Path, records: list[Record]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(to_dict(record), ensure_ascii=False) + "\n")
+
+
+def write_hdf5(path: Path, records: list[Record]) -> None:
+    """One UTF-8 string array per field that any record has; absent values are empty strings."""
+    import h5py
+
+    names = [name for name in FIELDS if any(getattr(record, name) is not None for record in records)]
+    with h5py.File(path, "w") as file:
+        for name in names:
+            values = [getattr(record, name) or "" for record in records]
+            file.create_dataset(name, data=values, dtype=h5py.string_dtype("utf-8"))

@@ -1,0 +1,144 @@
+"""From the files of section `data` to what is trained on, what the Fisher sees, and what is judged. Light."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine import files
+from engine.corpus.records import Record, read
+from engine.settings import ConfigError, Data
+
+MODALITIES = {"papers": "paper", "videos": "video"}
+COLUMNS = {"paper": "papers", "video": "videos"}  # modality of a record -> column of the forgetting table
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A paper and a talk on the same subject: one draw with two documents."""
+
+    paper: Record
+    video: Record
+
+
+@dataclass(frozen=True)
+class Corpus:
+    papers: tuple[Record, ...] = ()
+    videos: tuple[Record, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    fisher: tuple[Record, ...] = ()  # held out for the Fisher information, used for nothing else
+    test: tuple[Record, ...] = ()
+    test_name: str = "test"
+    warnings: tuple[str, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)  # sha256 of each file
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Training records per source; a pair counts once."""
+        return {"papers": len(self.papers), "videos": len(self.videos), "pairs": len(self.pairs)}
+
+    def documents(self, source: str, index: int) -> tuple[Record, ...]:
+        """The documents of one draw: one, or both sides of a pair."""
+        if source == "pairs":
+            pair = self.pairs[index]
+            return (pair.paper, pair.video)
+        return (getattr(self, source)[index],)
+
+
+def assemble(data: Data, fisher: bool = True) -> Corpus:
+    """Read all files and divide them by group, so that no text is both trained on and judged.
+
+    The division follows from a hash of the group (or of the source text), so it is the same in every run and stays
+    the same when records are added. Raises ConfigError for every faulty file.
+    """
+    mistakes, rows, pairs, warnings = [], {}, (), []
+    for source, modality in MODALITIES.items():
+        path = getattr(data, source)
+        try:
+            rows[source] = read(path, modality) if path else []
+        except ConfigError as error:
+            mistakes += error.lines
+    try:
+        pairs = _pairs(data.pairs) if data.pairs else ()
+    except ConfigError as error:
+        mistakes += error.lines
+    try:
+        given = read(data.test) if data.test else []
+    except ConfigError as error:
+        mistakes += error.lines
+    if mistakes:
+        raise ConfigError(*mistakes)
+
+    parts = {source: _divided(records, data, fisher) for source, records in rows.items()}
+    test = given or [record for source in MODALITIES for record in parts[source][0]]
+    held = [record for source in MODALITIES for record in parts[source][1]]
+    unknown = sorted({record.modality for record in test} - set(COLUMNS))
+    if unknown:
+        raise ConfigError(f"{data.test}: modality {', '.join(unknown)} cannot be judged here; use paper or video")
+    train, test_keys, held_keys = {}, _keys(test), _keys(held)
+    for source in MODALITIES:
+        train[source] = [record for record in parts[source][2] if _text_key(record) not in test_keys]
+        if dropped := len(parts[source][2]) - len(train[source]):
+            warnings.append(f"{dropped} {source} are in the test set too and were kept out of training")
+    kept = [pair for pair in pairs if not _keys([pair.paper, pair.video]) & (test_keys | held_keys)]
+    if dropped := len(pairs) - len(kept):
+        warnings.append(f"{dropped} of {len(pairs)} pairs have a side that is held out and were kept out of training")
+    for source, records in train.items():
+        if rows[source] and not records:
+            raise ConfigError(f"{getattr(data, source)}: no record is left to train on after holding out. Add records")
+    return Corpus(
+        papers=tuple(train["papers"]),
+        videos=tuple(train["videos"]),
+        pairs=tuple(kept),
+        fisher=tuple(held),
+        test=tuple(test),
+        test_name=data.test.stem if data.test else "heldout",
+        warnings=tuple(warnings),
+        hashes={
+            name: files.sha256(path) for name in ("papers", "videos", "pairs", "test") if (path := getattr(data, name))
+        },
+    )
+
+
+def _divided(records: list[Record], data: Data, fisher: bool) -> tuple[list[Record], list[Record], list[Record]]:
+    """(test, fisher, train)."""
+    test_share = 0.0 if data.test else data.test_share
+    fisher_share = data.fisher_share if fisher else 0.0
+    test, held, train = [], [], []
+    for record in records:
+        position = _position(record)
+        part = test if position < test_share else held if position >= 1 - fisher_share else train
+        part.append(record)
+    return test, held, train
+
+
+def _position(record: Record) -> float:
+    """A number in [0, 1) that follows from the record's group."""
+    key = record.group or _text_key(record)
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def _text_key(record: Record) -> str:
+    return hashlib.sha256(" ".join(record.source.split()).casefold().encode()).hexdigest()
+
+
+def _keys(records: list[Record]) -> frozenset[str]:
+    return frozenset(map(_text_key, records))
+
+
+def _pairs(path: Path) -> tuple[Pair, ...]:
+    sides: dict[str, dict[str, Record]] = {}
+    mistakes = []
+    for record in read(path):
+        if not record.pair_id or record.modality not in COLUMNS:
+            mistakes.append(f"{path}: record {record.id}: a pair needs pair_id and modality paper or video")
+            continue
+        side = sides.setdefault(record.pair_id.strip(), {})
+        if record.modality in side:
+            mistakes.append(f"{path}: record {record.id}: pair {record.pair_id} has two {record.modality}s")
+        side[record.modality] = record
+    for pair_id, side in sides.items():
+        if len(side) == 1:
+            mistakes.append(f"{path}: pair {pair_id} has only a {next(iter(side))}. Add the other side or remove it")
+    if mistakes:
+        raise ConfigError(*mistakes[:10], *([f"{path}: and {len(mistakes) - 10} more"] if len(mistakes) > 10 else []))
+    return tuple(Pair(side["paper"], side["video"]) for side in sides.values())
