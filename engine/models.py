@@ -1,0 +1,138 @@
+"""Load a causal model, attach LoRA, and divide its weights into the two rates of LoRA+."""
+
+import contextlib
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.batches import Batch
+from engine.mixture import integer
+from engine.settings import ConfigError, Lora, Model, Train, first_line
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def set_threads(train: Train) -> None:
+    """As many CPU threads as the settings say (0: one per core); tiny values flushed to zero, which is faster."""
+    torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
+    torch.set_flush_denormal(True)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: str, settings: Model):
+    """The tokenizer of a model, with a padding token. Raises ConfigError if it cannot be loaded."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=settings.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_not_loaded(model, error)) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by id
+    return tokenizer
+
+
+def load_base(model: str, settings: Model) -> nn.Module:
+    """The frozen base on its device, in eval mode. Raises ConfigError if it cannot be loaded."""
+    try:
+        base = AutoModelForCausalLM.from_pretrained(model, revision=settings.revision, dtype=DTYPES[settings.dtype])
+    except (OSError, ValueError) as error:
+        raise ConfigError(_not_loaded(model, error)) from error
+    base.generation_config.max_length = None  # only max_new_tokens decides
+    return base.requires_grad_(False).to(device()).eval()
+
+
+def _not_loaded(model: str, error: Exception) -> str:
+    return (
+        f"model.name_or_path: {model} could not be loaded ({first_line(error)}). Give a folder with config.json and "
+        "weights, or a name on the Hub that this machine can reach"
+    )
+
+
+def attach(base: nn.Module, lora: Lora, seed: int) -> PeftModel:
+    """A fresh adapter: A Kaiming-uniform from the seed, B zero, so the model still is the base."""
+    torch.manual_seed(integer(seed, "adapter"))
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    with _quiet_peft():
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:
+            raise ConfigError(f"lora.target_modules: {first_line(error)}") from error
+
+
+def load_adapter(base: nn.Module, folder: Path, trainable: bool) -> PeftModel:
+    """The adapter of a checkpoint on a base. Raises ConfigError if it does not fit: a base without its adapter would be
+    a different model, and scoring that would be wrong."""
+    with _quiet_peft():
+        try:
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: this adapter does not load on its base ({first_line(error)})") from error
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_peft():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of everything that learns."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def parameter_groups(model: nn.Module, train: Train) -> list[dict]:
+    """Two AdamW groups with their peak rates under `rate`: A learns at learning_rate, B faster (LoRA+).
+
+    Raises ValueError if a trainable weight belongs to neither.
+    """
+    weights = trainable(model)
+    a = [parameter for name, parameter in weights.items() if ".lora_A." in name]
+    b = [parameter for name, parameter in weights.items() if ".lora_B." in name]
+    if len(a) + len(b) != len(weights):
+        raise ValueError(f"neither A nor B: {[n for n in weights if '.lora_A.' not in n and '.lora_B.' not in n]}")
+    fast = train.learning_rate * train.loraplus_lr_ratio
+    return [
+        {"params": a, "rate": train.learning_rate, "lr": train.learning_rate, "weight_decay": train.weight_decay},
+        {"params": b, "rate": fast, "lr": fast, "weight_decay": train.weight_decay},
+    ]
+
+
+def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
+    return model(input_ids=batch.ids, logits_to_keep=batch.predicts, use_cache=False).logits
+
+
+def base_log_probabilities(model: PeftModel, batch: Batch) -> Tensor | None:
+    """log p of the base (adapter off, eval mode, no gradient) at the base-replay tokens: (K_base, V). None without any.
+
+    To be called before the student's forward: with activation checkpointing, an adapter that is off during the
+    backward pass would leave the student without any gradient, and nothing would tell.
+    """
+    if not len(batch.base_rows):
+        return None
+    was_training = model.training
+    model.eval()
+    predicts = batch.predicts[batch.base_rows]
+    ids = batch.ids[batch.base_rows]
+    with torch.no_grad(), model.disable_adapter():
+        logits = model(input_ids=ids, logits_to_keep=predicts, use_cache=False).logits
+    model.train(was_training)
+    return logits.float().log_softmax(-1)

@@ -1,0 +1,312 @@
+"""One phase of the curriculum: the loop. State is in locals and in the checkpoint, and nowhere else."""
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from engine import checkpoint, ewc, files, losses, models, replay
+from engine.batches import Encoded, Encoder, Shares, micro_batches, step_rows
+from engine.corpus.records import Record
+from engine.corpus.split import COLUMNS, Corpus, assemble
+from engine.evaluation.run import about
+from engine.events import FisherProgress, PhaseStarted, Saved, Stage, Step, Warned
+from engine.mixture import PhasePlan, Schedule, generator, integer, schedule
+from engine.settings import ConfigError, Phase, Settings
+from engine.work import Cancelled, Work
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything of a phase that is in tokens."""
+
+    plan: PhasePlan
+    schedule: Schedule
+    documents: dict[str, list[tuple[Encoded, ...]]]  # per source and index: one document, or both sides of a pair
+    memory: list[Encoded]
+    answers: list[Encoded]
+    fisher: list[Encoded]
+    shares: Shares
+
+    def new(self, step: int) -> list[Encoded]:
+        """The new documents of a step counted over the run."""
+        return [document for draw in self.schedule.at(step) for document in self.documents[draw.source][draw.index]]
+
+
+def run(work: Work) -> dict:
+    """Train work.phase: adapter in, adapter out, with Fisher, anchors and replay buffer for the phase after it.
+
+    Goes on from the newest checkpoint of the phase where there is one, bit for bit on a CPU. Raises ConfigError, or
+    Cancelled after saving a checkpoint.
+    """
+    final = work.folder / checkpoint.FINAL
+    if not checkpoint.verify(final):
+        return {"checkpoint": str(final)}  # the work was done; only the word of it was lost
+    settings = work.settings
+    work.emit(Stage("loading"))
+    models.set_threads(settings.train)
+    accelerator = Accelerator(mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
+    if accelerator.num_processes > 1:
+        raise ConfigError("a phase runs in one process here; start it without `accelerate launch`")
+    phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
+    corpus = assemble(settings.data, fisher=settings.ewc.lambda_ > 0)
+    tokenizer = models.load_tokenizer(work.model, settings.model)
+    encoder = Encoder(tokenizer, settings.data)
+    base = models.load_base(work.model, settings.model)
+    corpus, documents = _encode(work, encoder, corpus)
+    plan = schedule(settings, corpus.sizes)
+    kept = replay.load_buffer(work.start_from)
+    material = Material(
+        plan=plan.phase(phase.name),
+        schedule=plan,
+        documents=documents,
+        memory=[document for document in encoder.encode(kept) if document],
+        answers=replay.base_answers(work, base, encoder, corpus.videos) if settings.distil.base else [],
+        fisher=[d for d in encoder.encode(_fisher_records(settings, phase, corpus)) if d]
+        if _needs_fisher(settings, phase)
+        else [],
+        shares=Shares(settings.replay.batch_share, settings.distil.base_share if settings.distil.base else 0.0),
+    )
+    start = checkpoint.demand(work.start_from) if work.start_from else None
+    resumed = checkpoint.newest_step(work.folder)
+    source = resumed[1] if resumed else start
+    model = (
+        models.load_adapter(base, source, True) if source else models.attach(base, settings.lora, settings.train.seed)
+    )
+    if settings.train.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
+    anchors = ewc.load(start, model) if start and settings.ewc.lambda_ else []
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if resumed:
+        optimizer.load_state_dict(
+            torch.load(resumed[1] / "optimizer.pt", weights_only=True, map_location=accelerator.device)
+        )
+    _train(work, accelerator, model, optimizer, material, anchors, resumed[0] if resumed else 0, tokenizer.pad_token_id)
+    plain = accelerator.unwrap_model(model)
+    anchors = _consolidate(work, plain, material, anchors, tokenizer.pad_token_id)
+    return _finish(work, plain, tokenizer, corpus, material, kept, anchors)
+
+
+def _train(
+    work: Work, accelerator: Accelerator, model, optimizer, material: Material, anchors: list, done: int, pad: int
+) -> None:
+    """Steps done+1 ... of the phase. Batch, dropout and rate of a step follow from (seed, step) alone."""
+    settings, plan = work.settings, material.plan
+    train = settings.train
+    parameters = list(models.trainable(model).values())
+    clock, tokens = time.perf_counter(), 0
+    mixture = {source: count / plan.block for source, count in plan.counts}
+    work.emit(PhaseStarted(plan.name, plan.steps, done, mixture, material.schedule.draws(plan)))
+    model.train()
+    for index in range(done, plan.steps):
+        if work.cancelled():
+            _save_step(work, model, optimizer, index)
+            raise Cancelled
+        step = plan.start + index
+        set_seed(integer(train.seed, "dropout", step) % 2**32)
+        rows = step_rows(material.new(step), material.memory, material.answers, material.shares, train.seed, step)
+        parts: dict[str, Tensor] = {}
+        for batch in micro_batches(rows, train.per_device_train_batch_size, material.shares.memory, pad):
+            batch = batch.to(accelerator.device)
+            teacher = models.base_log_probabilities(model, batch) if settings.distil.base else None
+            mixed = losses.mix(models.summary_logits(model, batch), batch, teacher, settings.losses, settings.distil)
+            accelerator.backward(sum(mixed.values()))
+            parts = {n: parts.get(n, 0.0) + value.detach() for n, value in mixed.items()} | {
+                n: value for n, value in parts.items() if n not in mixed
+            }
+        if anchors:
+            held = ewc.penalty(model, anchors, settings.ewc)  # once a step, whatever the accumulation
+            accelerator.backward(held)
+            parts["ewc"] = held.detach()
+        values = {name: value.item() for name, value in parts.items()}
+        _refuse_infinite(values, index + 1)
+        norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * rate_factor(index, plan.steps, train.warmup_ratio)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        tokens += sum(len(row.document.ids) for row in rows)
+        if (index + 1) % train.logging_steps == 0 or index + 1 == plan.steps:
+            elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+            lr = optimizer.param_groups[0]["lr"]
+            work.emit(
+                Step(
+                    index + 1,
+                    plan.steps,
+                    values,
+                    sum(values.values()),
+                    lr,
+                    float(norm),
+                    tokens / elapsed,
+                    peak_memory(),
+                )
+            )
+            tokens = 0
+        if (index + 1) % train.save_steps == 0 or index + 1 == plan.steps:
+            _save_step(work, model, optimizer, index + 1)
+
+
+def rate_factor(index: int, steps: int, warmup_ratio: float) -> float:
+    """Warm-up to 1 over warmup_ratio of the steps, then a cosine towards 0; a pure function of the step."""
+    warmup = math.ceil(warmup_ratio * steps)
+    if index < warmup:
+        return (index + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (index - warmup) / max(1, steps - warmup)))
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, or resident without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _refuse_infinite(values: dict[str, float], step: int) -> None:
+    """Stop before the weights are touched; the last checkpoint stays good."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise ConfigError(
+            f"step {step}: {' and '.join(bad)} is {values[bad[0]]}. The weights are those of the step before; "
+            "lower train.learning_rate (or ewc.lambda) and retry"
+        )
+
+
+def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[str, list[tuple[Encoded, ...]]]]:
+    """The training data in tokens, and the corpus without the records that cannot be trained on."""
+    for warning in corpus.warnings:
+        work.emit(Warned(warning))
+    kept, documents, cut, long = {}, {}, 0, []
+    for source, size in corpus.sizes.items():
+        groups = [corpus.documents(source, index) for index in range(size)]
+        encoded = iter(encoder.encode([record for group in groups for record in group]))
+        rows = [tuple(next(encoded) for _ in group) for group in groups]
+        long += [group[0].id for group, row in zip(groups, rows, strict=True) if None in row]
+        kept[source] = [index for index, row in enumerate(rows) if None not in row]
+        documents[source] = [rows[index] for index in kept[source]]
+        cut += sum(document.cut > 0 for row in documents[source] for document in row)
+    limit = work.settings.data.max_summary_length
+    if long:
+        shown = ", ".join(long[:3]) + (", ..." if len(long) > 3 else "")
+        work.emit(Warned(f"{len(long)} records left out: their summary is longer than {limit} tokens ({shown})"))
+    if cut:
+        work.emit(Warned(f"{cut} sources are longer than data.max_length and were cut at their end"))
+    parts = {source: tuple(getattr(corpus, source)[index] for index in indices) for source, indices in kept.items()}
+    return Corpus(**{**corpus.__dict__, **parts}), documents
+
+
+def _needs_fisher(settings: Settings, phase: Phase) -> bool:
+    """The last phase of a curriculum is anchored by none, so its Fisher is not worth its time."""
+    return settings.ewc.lambda_ > 0 and phase is not settings.curriculum.phases[-1]
+
+
+def _fisher_records(settings: Settings, phase: Phase, corpus: Corpus) -> list[Record]:
+    """Held-out documents in the proportions of the phase; a pair counts as half a paper and half a video."""
+    shares = {
+        column: phase.mixture.get(column, 0.0) + phase.mixture.get("pairs", 0.0) / 2 for column in COLUMNS.values()
+    }
+    chosen = []
+    for modality, column in COLUMNS.items():
+        members = [record for record in corpus.fisher if record.modality == modality]
+        wanted = min(len(members), round(settings.ewc.fisher_samples * shares[column]))
+        chosen += generator(settings.train.seed, "fisher documents", phase.name, modality).sample(members, wanted)
+    if not chosen:
+        raise ConfigError("no document is held out for the Fisher: raise data.fisher_share, or set ewc.lambda=0")
+    return chosen
+
+
+def _consolidate(work: Work, model, material: Material, anchors: list, pad: int) -> list:
+    """The anchors for the next phase: the Fisher at the weights where this phase ended."""
+    if not material.fisher:
+        return anchors
+    work.emit(Stage("fisher"))
+    total = len(material.fisher)
+    work.emit(FisherProgress(0, total))
+    found = ewc.fisher(
+        model,
+        material.fisher,
+        work.settings.ewc,
+        integer(work.settings.train.seed, work.phase),
+        pad,
+        lambda done, so_far: work.emit(FisherProgress(done, total, so_far.trace, so_far.shares())),
+        work.cancelled,
+    )
+    if found is None:
+        raise Cancelled
+    return ewc.anchored(anchors, material.plan.name, found, model, work.settings.ewc)
+
+
+def _save_step(work: Work, model, optimizer, done: int) -> None:
+    """A checkpoint inside the phase, from which training goes on exactly."""
+    if not done:
+        return
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        with (folder / "optimizer.pt").open("wb") as file:
+            torch.save(optimizer.state_dict(), file)
+
+    folder = checkpoint.step_folder(work.folder, done)
+    if checkpoint.verify(folder):
+        size = checkpoint.save(folder, write)
+        checkpoint.prune(work.folder, work.settings.train.save_total_limit)
+        work.emit(Saved(str(folder), done, size))
+
+
+def _finish(
+    work: Work, model, tokenizer, corpus: Corpus, material: Material, kept: Sequence[Record], anchors: list
+) -> dict:
+    """final/: adapter, tokenizer, anchors, replay buffer and what they are."""
+    settings, plan = work.settings, material.plan
+    work.emit(Stage("saving"))
+    seen = [
+        record
+        for source, _ in plan.counts
+        for index in material.schedule.seen(plan, source)
+        for record in corpus.documents(source, index)
+    ]
+    known = {record.id for record in kept}
+    fresh = replay.choose(seen, settings.replay.buffer_share, settings.train.seed, plan.name)
+    buffer = [*kept, *(record for record in fresh if record.id not in known)]
+    facts = {
+        "step": plan.end,
+        "trained_on": corpus.hashes,
+        "replay_records": len(buffer),
+        "ewc": [
+            {
+                "phase": anchor.phase,
+                "lambda": settings.ewc.lambda_,
+                "unit": settings.ewc.unit,
+                "mean_tokens": anchor.fisher.mean_tokens,
+                "lambda_per_token": ewc.lambda_per_token(settings.ewc, anchor.fisher.mean_tokens),
+                "documents": anchor.fisher.documents,
+                "trace": anchor.fisher.trace,
+            }
+            for anchor in anchors
+        ],
+    }
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        replay.save_buffer(folder, buffer)
+        if anchors:
+            ewc.save(folder, anchors)
+        files.replace_json(folder / "about.json", about(work, **facts))
+
+    final = work.folder / checkpoint.FINAL
+    size = checkpoint.save(final, write)
+    checkpoint.link(work.run_folder, "latest", final)
+    work.emit(Saved(str(final), 0, size))
+    return {"checkpoint": str(final), "bytes": size} | {name: facts[name] for name in ("ewc", "replay_records")}
