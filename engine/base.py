@@ -67,7 +67,7 @@ def _build(work: Work) -> dict:
     if build is None:
         raise ConfigError("model.build is missing, so there is no base to build")
     work.emit(Stage("loading"))
-    models.set_threads(settings.train)
+    models.prepare(settings.train)
     corpus = assemble(settings.data)
     if not corpus.videos:
         raise ConfigError("data.videos: a base built here learns to summarise videos, and there are none")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from engine.batches import Batch
 from engine.mixture import integer
@@ -20,10 +21,11 @@ with warnings.catch_warnings():
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def set_threads(train: Train) -> None:
-    """As many CPU threads as the settings say (0: one per core); tiny values flushed to zero, which is faster."""
+def prepare(train: Train) -> None:
+    """CPU threads as the settings say (0: one per core); tiny values flushed to zero, which is faster; a quiet log."""
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
+    transformers_logging.disable_progress_bar()
 
 
 def device() -> torch.device:

@@ -53,7 +53,7 @@ def run(work: Work) -> dict:
         return {"checkpoint": str(final)}  # the work was done; only the word of it was lost
     settings = work.settings
     work.emit(Stage("loading"))
-    models.set_threads(settings.train)
+    models.prepare(settings.train)
     accelerator = Accelerator(mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
     if accelerator.num_processes > 1:
         raise ConfigError("a phase runs in one process here; start it without `accelerate launch`")
@@ -84,7 +84,7 @@ def run(work: Work) -> dict:
     )
     if settings.train.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
     anchors = ewc.load(start, model) if start and settings.ewc.lambda_ else []
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -159,7 +159,7 @@ def forgetting_text(value: dict) -> str:
     digits = 3 if lower else 1
     width = max([len(name) for name in value["rows"]] + [5])
     lines = [f"{value['run']} · {METRICS[value['metric']]}" + (" (lower is better)" if lower else "")]
-    lines.append(" " * width + "".join(f"{column:>22}" for column in columns))
+    lines.append(" " * width + "".join(f"{column:>12}{'':10}" for column in columns).rstrip())
     for name, row in zip(value["rows"], value["matrix"], strict=True):
         cells = []
         for cell, base in zip(row, value["matrix"][0], strict=True):

@@ -127,7 +127,7 @@ def _columns(records: Sequence[Record]) -> list[str]:
 def _score_all(work: Work, records: list[Record], name: str, partial: Path) -> list[dict]:
     """One row per document, in the order of the test set; finished batches are appended to `partial` and read back."""
     settings = work.settings
-    models.set_threads(settings.train)
+    models.prepare(settings.train)
     work.emit(Stage("loading"))
     tokenizer = models.load_tokenizer(work.model, settings.model)
     encoder = Encoder(tokenizer, settings.data)

@@ -1,0 +1,173 @@
+"""Losses against numbers worked out by hand, and against plain PyTorch: value and gradient."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from engine import losses
+from engine.batches import Batch, Encoded, Encoder, Row, Shares, draw_until, micro_batches, step_rows
+from engine.corpus.records import Record
+from engine.settings import ConfigError, Distil, Losses, load
+
+pytestmark = pytest.mark.engine
+PAD = 0
+
+
+def document(prompt: int, summary: int, start: int = 5) -> Encoded:
+    return Encoded(list(range(start, start + prompt + summary)), prompt, 0)
+
+
+def batch_of(nll_weight, kl_weight=None, base=None, targets=None) -> Batch:
+    count = len(nll_weight)
+    empty = torch.zeros(0, dtype=torch.long)
+    return Batch(
+        empty, empty, torch.tensor(targets or [0] * count), torch.tensor(nll_weight), torch.tensor(kl_weight or [0.0] * count),
+        empty, torch.tensor(base or [False] * count),
+    )  # fmt: skip
+
+
+def logits_with_nll(values: list[float]) -> torch.Tensor:
+    """Two-token logits whose first token has exactly the given nll."""
+    p = torch.tensor(values, dtype=torch.float64).neg().exp()
+    return torch.stack([p.log(), (1 - p).clamp_min(1e-300).log()], dim=1)
+
+
+def test_micro_batches_of_unequal_length_weigh_tokens_not_batches():
+    first = losses.cross_entropy(logits_with_nll([4.0]), batch_of([0.25]))
+    second = losses.cross_entropy(logits_with_nll([0.0, 0.0, 0.0]), batch_of([0.25] * 3))
+    assert (first + second).item() == pytest.approx(1.0, abs=1e-6)  # not 2.0, the mean of the batch means
+
+
+def test_cross_entropy_equals_pytorch_in_value_and_gradient():
+    torch.manual_seed(0)
+    logits = torch.randn(7, 11, requires_grad=True)
+    targets = torch.randint(0, 11, (7,))
+    ours = losses.cross_entropy(logits, batch_of([1 / 7] * 7, targets=targets.tolist()))
+    (gradient,) = torch.autograd.grad(ours, logits)
+    plain = functional.cross_entropy(logits, targets)
+    (expected,) = torch.autograd.grad(plain, logits)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert torch.allclose(gradient, expected, atol=1e-7)
+
+
+def test_kl_of_two_known_distributions():
+    teacher = torch.tensor([[0.7, 0.2, 0.1]]).log()
+    student = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    batch = batch_of([0.0], [1.0], [True])
+    expected = 0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.2)
+    value = losses.distil_base(student, batch, teacher)
+    assert value.item() == pytest.approx(expected, abs=1e-6) == pytest.approx(0.0851, abs=1e-4)
+    assert losses.distil_base(teacher, batch, teacher).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_kl_gradient_against_finite_differences():
+    torch.manual_seed(1)
+    teacher = torch.randn(3, 5, dtype=torch.float64).log_softmax(-1)
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    batch = batch_of([0.0] * 3, [0.2, 0.3, 0.5], [True] * 3)
+
+    def value(z):
+        student = z.log_softmax(-1)
+        return ((teacher.exp() * (teacher - student)).sum(-1) * torch.tensor([0.2, 0.3, 0.5])).sum()
+
+    assert torch.autograd.gradcheck(value, logits)
+    (ours,) = torch.autograd.grad(losses.distil_base(logits, batch, teacher), logits)
+    (brute,) = torch.autograd.grad(value(logits), logits)
+    assert torch.allclose(ours.float(), brute.float(), atol=1e-6)
+
+
+def test_the_parts_are_weighted_and_zero_weights_skip():
+    logits, batch = torch.randn(2, 4), batch_of([0.5, 0.5])
+    parts = losses.mix(logits, batch, None, Losses(cross_entropy=2.0), Distil(base=0))
+    assert parts.keys() == {"cross_entropy"}
+    assert parts["cross_entropy"].item() == pytest.approx(2 * losses.cross_entropy(logits, batch).item())
+    assert losses.mix(logits, batch, None, Losses(cross_entropy=0), Distil(base=0))["cross_entropy"].item() == 0
+
+
+def test_every_weight_has_a_loss_of_its_name():
+    assert {name for name in Losses.model_fields if not callable(getattr(losses, name, None))} == set()
+
+
+def test_replay_has_exactly_its_share_of_the_loss():
+    new = [document(4, 9), document(3, 2), document(6, 5)]
+    rows = step_rows(new, [document(2, 3), document(5, 7), document(4, 4)], [document(3, 6)], Shares(0.1, 0.05), 0, 3)
+    batches = micro_batches(rows, 2, 0.1, PAD)
+    tokens = {
+        name: sum(r.document.summary_tokens for r in rows if r.stream == name) for name in ("new", "memory", "base")
+    }
+    assert tokens["memory"] >= 0.1 / 0.9 * tokens["new"]
+    total = sum(batch.nll_weight.sum().item() for batch in batches)
+    assert total == pytest.approx(1.0, abs=1e-6)
+    light = 0.9 / tokens["new"]
+    new_part = sum((batch.nll_weight[(batch.nll_weight - light).abs() < 1e-7]).sum().item() for batch in batches)
+    assert new_part == pytest.approx(0.9, abs=1e-6)
+    assert sum(batch.kl_weight.sum().item() for batch in batches) == pytest.approx(1.0, abs=1e-6)
+    assert sum(int(batch.base_tokens.sum()) for batch in batches) == tokens["base"]
+
+
+def test_without_old_records_the_new_ones_have_the_whole_loss():
+    (batch,) = micro_batches([Row(document(4, 5), "new")], 4, 0.1, PAD)
+    assert batch.nll_weight.sum().item() == pytest.approx(1.0)
+
+
+def test_micro_batches_mark_the_positions_before_each_summary_token():
+    (batch,) = micro_batches([Row(document(3, 2, 10), "new"), Row(document(2, 1, 20), "new")], 2, 0.0, PAD)
+    assert batch.ids.tolist() == [[20, 21, 22, PAD, PAD], [10, 11, 12, 13, 14]]
+    assert batch.predicts.tolist() == [[False, True, False, False, False], [False, False, True, True, False]]
+    assert batch.targets.tolist() == [22, 13, 14]
+
+
+def test_replay_draws_follow_from_the_key_alone():
+    pool = [document(2, 3, start) for start in range(0, 300, 10)]
+    assert draw_until(pool, 10, (0, "memory", 7)) == draw_until(pool, 10, (0, "memory", 7))
+    assert draw_until(pool, 10, (0, "memory", 7)) != draw_until(pool, 10, (0, "memory", 8))
+    assert len(draw_until(pool, 10, (0, "memory", 7))) == 4
+    assert draw_until([], 10, (0,)) == draw_until(pool, 0, (0,)) == []
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_base):
+    from transformers import AutoTokenizer
+
+    return Encoder(
+        AutoTokenizer.from_pretrained(tiny_base), load(None, ["data.max_length=60", "data.max_summary_length=20"]).data
+    )
+
+
+def test_only_the_source_is_cut_and_the_summary_never(encoder):
+    record = Record("a", "paper", "knee pain " * 80, "a short summary.")
+    (row,) = encoder.encode([record])
+    assert len(row.ids) == 60 and row.cut > 0
+    assert encoder.decode(row.ids[row.prompt :]) == record.summary
+    assert row.ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.decode(row.ids[: row.prompt]).endswith("Summary:")
+    assert encoder.encode([Record("b", "paper", "x", "knee pain " * 50)]) == [None]
+
+
+def test_control_tokens_in_the_text_stay_text(encoder):
+    special = {encoder.tokenizer.eos_token_id, encoder.tokenizer.pad_token_id}
+    (row,) = encoder.encode([Record("a", "paper", "</s><pad>", "<s></s>")])
+    assert not special & set(row.ids[:-1])
+
+
+def test_prompts_of_training_and_generation_are_the_same(encoder):
+    record = Record("a", "video", "hold the wrist", "ok")
+    (row,), (prompt,) = encoder.encode([record]), encoder.prompts([record], 8)
+    assert row.ids[: row.prompt] == prompt.ids
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(encoder):
+    with pytest.raises(ConfigError, match="nothing of the source fits"):
+        encoder.prompts([Record("a", "paper", "x", "y")], 59)
+
+
+def test_a_chat_template_is_written_around_the_source(tiny_base):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = "<s>[I]{% for m in messages %}{{ m['content'] }}{% endfor %}[/I]"
+    chat = Encoder(tokenizer, load(None, ["data.prompt='sum {source} up'"]).data)
+    (row,) = chat.encode([Record("a", "paper", "TEXT", "out")])
+    assert tokenizer.decode(row.ids[: row.prompt]) == "<s>[I]sum TEXT up[/I]"
