@@ -58,7 +58,7 @@ def run(work: Work) -> dict:
     if accelerator.num_processes > 1:
         raise ConfigError("a phase runs in one process here; start it without `accelerate launch`")
     phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
-    corpus = assemble(settings.data, fisher=settings.ewc.lambda_ > 0)
+    corpus = assemble(settings.data)
     tokenizer = models.load_tokenizer(work.model, settings.model)
     encoder = Encoder(tokenizer, settings.data)
     base = models.load_base(work.model, settings.model)

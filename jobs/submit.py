@@ -56,9 +56,13 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
     if request.kind == "evaluate":
         return _draft_evaluate(home, request)
     settings = _with_phase(request)
-    corpus = assemble(settings.data, fisher=settings.ewc.lambda_ > 0)
+    corpus = assemble(settings.data)
     if request.kind == "base":
         return _draft_base(home, records, request, settings, corpus)
+    if settings.ewc.lambda_ and not corpus.fisher:
+        raise ConfigError(
+            f"{request.config}: no document is held out for the Fisher: raise data.fisher_share, or set ewc.lambda=0"
+        )
     plan = schedule(settings, corpus.sizes)
     if not settings.selected_phases():
         raise ConfigError(f"{request.config}: curriculum.phases is empty. Describe at least one phase")

@@ -119,7 +119,7 @@ def test_what_is_judged_is_never_trained_on(tmp_path):
     pair = [Record("p", "paper", "text 7", "s", pair_id="1"), Record("v", "video", "talk", "s", pair_id="1")]
     write_jsonl(tmp_path / "pairs.jsonl", pair)
     names = [f"data.{name}={tmp_path}/{name}.jsonl" for name in ("papers", "pairs", "test")]
-    corpus = assemble(load(None, names).data, fisher=False)
+    corpus = assemble(load(None, names).data)
     assert "7" not in {record.id for record in corpus.papers} and len(corpus.papers) == 19
     assert corpus.pairs == () and len(corpus.warnings) == 2
 

@@ -44,11 +44,11 @@ class Corpus:
         return (getattr(self, source)[index],)
 
 
-def assemble(data: Data, fisher: bool = True) -> Corpus:
+def assemble(data: Data) -> Corpus:
     """Read all files and divide them by group, so that no text is both trained on and judged.
 
     The division follows from a hash of the group (or of the source text), so it is the same in every run and stays
-    the same when records are added. Raises ConfigError for every faulty file.
+    the same when records are added; it does not depend on the recipe, so recipes are compared on the same records. Raises ConfigError for every faulty file.
     """
     mistakes, rows, pairs, warnings = [], {}, (), []
     for source, modality in MODALITIES.items():
@@ -68,7 +68,7 @@ def assemble(data: Data, fisher: bool = True) -> Corpus:
     if mistakes:
         raise ConfigError(*mistakes)
 
-    parts = {source: _divided(records, data, fisher) for source, records in rows.items()}
+    parts = {source: _divided(records, data) for source, records in rows.items()}
     test = given or [record for source in MODALITIES for record in parts[source][0]]
     held = [record for source in MODALITIES for record in parts[source][1]]
     unknown = sorted({record.modality for record in test} - set(COLUMNS))
@@ -99,14 +99,13 @@ def assemble(data: Data, fisher: bool = True) -> Corpus:
     )
 
 
-def _divided(records: list[Record], data: Data, fisher: bool) -> tuple[list[Record], list[Record], list[Record]]:
+def _divided(records: list[Record], data: Data) -> tuple[list[Record], list[Record], list[Record]]:
     """(test, fisher, train)."""
     test_share = 0.0 if data.test else data.test_share
-    fisher_share = data.fisher_share if fisher else 0.0
     test, held, train = [], [], []
     for record in records:
         position = _position(record)
-        part = test if position < test_share else held if position >= 1 - fisher_share else train
+        part = test if position < test_share else held if position >= 1 - data.fisher_share else train
         part.append(record)
     return test, held, train
 

@@ -1,0 +1,75 @@
+"""`make soak [KILLS]`: kill runner, job or both at random until a pipeline is through; the weights must be those of a calm run."""
+
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from engine.corpus import pocket
+from engine.corpus.records import write_jsonl
+from tests.conftest import TINY
+from tests.test_pipeline import Box
+
+
+def data(folder: Path) -> Path:
+    write_jsonl(folder / "papers.jsonl", pocket.papers(40, "tiny"))
+    write_jsonl(folder / "videos.jsonl", pocket.videos(40, "tiny"))
+    write_jsonl(folder / "pairs.jsonl", pocket.pairs(6, "tiny"))
+    write_jsonl(folder / "test.jsonl", pocket.papers(5, "tiny-test") + pocket.videos(5, "tiny-test"))
+    (folder / "tiny.yaml").write_text(TINY.format(folder=folder))
+    return folder / "tiny.yaml"
+
+
+def pipeline(box: Box, config: Path) -> list[str]:
+    given = ["curriculum.phases.phase1.steps=30", "curriculum.phases.phase2.steps=30"]
+    return box.json("queue", "pipeline", str(config), *given, "--run", "calm")["jobs"]
+
+
+def kill_something(box: Box, chance: random.Random) -> str:
+    """Kill the runner, the running job, or both; start a runner again."""
+    what = chance.choice(["runner", "job", "both"])
+    running = [job for job in box.records.jobs().values() if job.state == "running" and job.pid]
+    runner = box.json("runner", "status").get("pid")
+    for pid in ([job.pid for job in running] if what != "runner" else []) + (
+        [runner] if what != "job" and runner else []
+    ):
+        try:
+            box.kill(pid)
+        except ProcessLookupError:
+            what += " (just gone)"
+    box.run("runner", "start")
+    return what
+
+
+def main(kills: int) -> None:
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "data").mkdir()
+        config = data(root / "data")
+        calm = Box(root / "calm")
+        calm.run("wait", *pipeline(calm, config))
+        calm.run("runner", "stop", "--jobs")
+        done, round_number = 0, 0
+        while done < kills:
+            round_number += 1
+            box = Box(root / f"wild{round_number}")
+            jobs = pipeline(box, config)
+            while any(job.state in ("queued", "running") for job in box.records.jobs().values()) and done < kills:
+                time.sleep(chance.uniform(0.5, 12))  # the moment of the kill is what is random here
+                done += 1
+                print(f"kill {done}: {kill_something(box, chance)}", flush=True)
+            for job in [job.id for job in box.records.jobs().values() if job.state in ("failed", "blocked")]:
+                print(f"job {job}: {box.records.job(job).state}: {box.records.job(job).reason}")
+                if box.records.job(job).state == "failed":
+                    box.run("retry", job)
+            box.run("wait", *jobs)
+            for phase in ("phase1", "phase2"):
+                assert box.weights("calm", phase) == calm.weights("calm", phase), f"{phase} differs after kills"
+            box.run("runner", "stop", "--jobs")
+            print(f"pipeline {round_number}: all done, weights equal to the calm run's", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
