@@ -89,6 +89,10 @@ class Home:
     def result(self, job_id: str) -> Path:
         return self.job(job_id) / "result.json"
 
+    def job_lock(self, job_id: str) -> Path:
+        """Held by the process that works on the job, from before its first instruction to its death."""
+        return self.job(job_id) / "lock"
+
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"

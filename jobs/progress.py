@@ -17,6 +17,8 @@ class Progress:
     total: int | None = None
     eta: float | None = None
     attempt: int = 0
+    step: int | None = None  # optimizer steps done of the job's `steps`, whatever the present stage
+    steps: int | None = None
     reached: tuple = (0, 0)  # (steps saved, documents done): grows with every attempt that was worth it
     ended: str = ""
 
@@ -39,8 +41,10 @@ class Fold:
         elif isinstance(event, ev.PhaseStarted):
             self._enter("training")
             self._advance(stamped.t, event.step, event.steps)
+            self.progress = replace(self.progress, step=event.step, steps=event.steps)
         elif isinstance(event, ev.Step):
             self._advance(stamped.t, event.step, event.steps)
+            self.progress = replace(self.progress, step=event.step, steps=event.steps)
         elif isinstance(event, ev.FisherProgress):
             self._advance(stamped.t, event.done, event.total)
         elif isinstance(event, ev.Generated):

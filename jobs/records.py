@@ -105,7 +105,7 @@ class Records:
 
     def __init__(self, path: Path):
         self.path = path
-        self._cached: tuple[tuple, dict[str, Job]] | None = None
+        self._cached: tuple[tuple, dict[str, Job], dict[str, Any]] | None = None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[TinyDB]:
@@ -118,14 +118,21 @@ class Records:
 
     def jobs(self) -> dict[str, Job]:
         """All jobs by id, in the order in which they were made. Read again only when the file changed."""
+        return dict(self._content()[0])
+
+    def _content(self) -> tuple[dict[str, Job], dict[str, Any]]:
+        """(jobs, facts)."""
         try:
             stat = self.path.stat()
         except FileNotFoundError:
-            return {}
+            return {}, {}
         version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if self._cached is None or self._cached[0] != version:
-            self._cached = (version, _jobs(_open(self.path)))
-        return dict(self._cached[1])
+        cached = self._cached  # one look: another thread may put a newer one there
+        if cached is None or cached[0] != version:
+            database = _open(self.path)
+            facts = {row.doc_id: row["value"] for row in database.table("facts").all()}
+            self._cached = cached = (version, _jobs(database), facts)
+        return cached[1:]
 
     def job(self, job_id: str) -> Job:
         """One job. Raises ConfigError for an unknown id."""
@@ -200,8 +207,7 @@ class Records:
 
     def fact(self, name: str) -> Any:
         """A single value kept beside the jobs: `paused` (why the line stands still), `boot` (boot id last served)."""
-        document = _open(self.path).table("facts").get(doc_id=name)
-        return document["value"] if document else None
+        return self._content()[1].get(name)
 
     def set_fact(self, name: str, value: Any) -> None:
         with self.transaction() as database:

@@ -1,0 +1,499 @@
+"""The verbs of the command line. Thin: each asks a module of jobs/ and prints a text or one JSON value."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.settings import ConfigError, load
+from jobs import demo as demonstration
+from jobs import doctor as health
+from jobs import follow, show, steer, submit
+from jobs.home import Home
+from jobs.records import RUNNING, Job, Records, title
+
+app = typer.Typer(
+    name="hybridsum.py",
+    help="Fine-tune summarisers phase by phase, watch them learn, and measure what they forget. "
+    "Without a verb it opens the dashboard. --log-level LEVEL works with every verb.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+runner_app = typer.Typer(help="The background runner.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(runner_app, name="runner")
+
+Config = Annotated[Path, typer.Argument(help="YAML file, such as configs/pocket.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings to change: section.name=value ...")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="number of the job")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON value on stdout")]
+RunName = Annotated[str | None, typer.Option("--run", help="name of the run")]
+PhaseName = Annotated[str | None, typer.Option("--phase", help="name, or number from 1, of the one phase to run")]
+After = Annotated[str | None, typer.Option("--after", metavar="ID", help="wait until this job is done")]
+Priority = Annotated[int, typer.Option("--priority", help="higher goes first")]
+
+
+def main(arguments: list[str], dashboard: Callable[[Home], None]) -> int:
+    """Run one verb; the exit status: 0 done, 1 failed, 2 a mistake of the user, named in one line each."""
+    try:
+        arguments = _log_level(arguments)
+        status = app(arguments, prog_name="hybridsum.py", standalone_mode=False, obj=dashboard)
+        sys.stdout.flush()
+        return status or 0
+    except ConfigError as error:
+        for line in error.lines:
+            say(line)
+        return 2
+    except typer.TyperException as error:
+        say(f"hybridsum.py: {error.format_message()} (see `hybridsum.py --help`)")
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        say("stopped")
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        say(f"{error.filename or 'hybridsum.py'}: {error.strerror or error}")
+        return 1
+
+
+def _log_level(arguments: list[str]) -> list[str]:
+    """Take --log-level LEVEL out of the arguments, wherever it stands, and heed it."""
+    rest, level = [], "WARNING"
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--log-level":
+            level = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(f"--log-level {level}: use debug, info, warning or error")
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return rest
+
+
+def say(text: str) -> None:
+    """A line for a person, on stderr."""
+    print(show.plain(text), file=sys.stderr, flush=True)
+
+
+def put(value: Any, text: str, as_json: bool) -> None:
+    """The answer of a verb, on stdout."""
+    print(show.as_json(value) if as_json else text)
+
+
+def _home() -> tuple[Home, Records]:
+    home = Home.find()
+    return home, Records(home.records)
+
+
+# -- queueing ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    headless: Annotated[bool, typer.Option(help="no dashboard: wait, then print both tables")] = False,
+    detach: Annotated[bool, typer.Option(help="only queue the jobs")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="train.seed of both runs")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show forgetting on the bundled corpus: an unprotected run beside the curriculum.
+
+    Example: hybridsum.py demo --headless --seed 1
+    """
+    started = time.monotonic()
+    home, records = _home()
+    (naive, naive_jobs), (curriculum, curriculum_jobs) = demonstration.queue(home, records, seed)
+    ids = [job.id for job in (*naive_jobs, *curriculum_jobs)]
+    steer.ensure_running(home)
+    if detach:
+        put({"jobs": ids, "run": curriculum}, f"queued jobs {', '.join(ids)} of {naive} and {curriculum}", as_json)
+    elif headless or as_json:
+        _follow(home, records, ids)
+        _put_demo(home, records, naive, curriculum, time.monotonic() - started, as_json)
+    else:
+        context.obj(home)
+
+
+def _put_demo(home: Home, records: Records, naive: str, curriculum: str, seconds: float, as_json: bool) -> None:
+    from jobs import results  # scipy comes with it, and only tables of results need it
+
+    tables = {
+        name: results.forgetting(home, records, run) for name, run in (("naive", naive), ("curriculum", curriculum))
+    }
+    text = "\n\n".join(results.forgetting_text(table) for table in tables.values())
+    put(tables | {"seconds": round(seconds, 1)}, f"{text}\n\n{show.duration(seconds)}", as_json)
+
+
+@app.command()
+def queue(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=" | ".join(submit.KINDS))],
+    config: Annotated[Path | None, typer.Argument(help="YAML file; none for evaluate")] = None,
+    overrides: Overrides = None,
+    run: RunName = None,
+    phase: PhaseName = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="evaluate: the checkpoint's folder")] = None,
+    test_set: Annotated[Path | None, typer.Option(help="evaluate: JSONL or HDF5")] = None,
+    after: After = None,
+    priority: Priority = 0,
+    as_json: Json = False,
+) -> None:
+    """Queue a job, or the jobs of a pipeline, and print their ids.
+
+    Example: hybridsum.py queue pipeline configs/pocket.yaml train.seed=3 --run pocket-3
+    """
+    if kind not in submit.KINDS:
+        raise ConfigError(f"{kind}: unknown kind of job. Use one of {', '.join(submit.KINDS)}")
+    if config is None and kind != "evaluate":
+        raise ConfigError(f"queue {kind}: CONFIG is missing. Give a file such as configs/pocket.yaml")
+    settings = load(config, overrides or [])
+    request = submit.Request(
+        kind, settings, str(config or ""), run=run, phase=phase, checkpoint=checkpoint, test_set=test_set,
+        after=after, priority=priority,
+    )  # fmt: skip
+    _queue(request, as_json)
+
+
+def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[str]]:
+    """Check, enter, announce on stdout, and see to it that a runner lives."""
+    home, records = _home()
+    drafted = submit.draft(home, records, request)
+    for warning in drafted.corpus.warnings if drafted.corpus else ():
+        say(f"warning: {warning}")
+    jobs = submit.enter(home, records, drafted)
+    ids = [job.id for job in jobs]
+    put({"jobs": ids, "run": drafted.run}, _queued_text(jobs, drafted.run), as_json)
+    sys.stdout.flush()
+    steer.ensure_running(home)
+    if paused := records.fact("paused"):
+        say(f"the line is paused ({paused}): hybridsum.py resume")
+    return home, records, ids
+
+
+def _queued_text(jobs: list[Job], run: str) -> str:
+    return f"run {run}: " + ", ".join(f"{job.id} {title(job)}" for job in jobs)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    run: RunName = None,
+    phase: PhaseName = None,
+    after: After = None,
+    priority: Priority = 0,
+    as_json: Json = False,
+) -> None:
+    """Queue what a config describes (all its phases with evaluations, or its one phase) and watch. Ctrl-C detaches.
+
+    Example: hybridsum.py train configs/pocket.yaml train.learning_rate=2e-4
+    """
+    settings = load(config, overrides or [])
+    several = phase is None and len(settings.selected_phases()) > 1
+    kind = "pipeline" if several else "phase"
+    request = submit.Request(kind, settings, str(config), run=run, phase=phase, after=after, priority=priority)
+    _follow(*_queue(request, as_json))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="folder such as checkpoints/RUN/PHASE/final")],
+    test_set: Annotated[Path | None, typer.Option(help="JSONL or HDF5; default: the run's own")] = None,
+    after: After = None,
+    priority: Priority = 0,
+    as_json: Json = False,
+) -> None:
+    """Judge a checkpoint and watch. Ctrl-C detaches.
+
+    Example: hybridsum.py evaluate --checkpoint checkpoints/pocket-1/phase1/final
+    """
+    request = submit.Request(
+        "evaluate", load(None), checkpoint=checkpoint, test_set=test_set, after=after, priority=priority
+    )
+    _follow(*_queue(request, as_json))
+
+
+# -- looking ----------------------------------------------------------------------------------------------------
+
+
+def _follow(home: Home, records: Records, ids: list[str]) -> None:
+    """Watch jobs on stderr; exit status 1 unless all end well. Ctrl-C leaves them running."""
+    try:
+        done = follow.watch(home, records, ids, say)
+    except KeyboardInterrupt:
+        _detach(records, ids)
+    if not done:
+        raise typer.Exit(1)
+
+
+def _detach(records: Records, ids: list[str]) -> None:
+    going = [job_id for job_id in ids if records.job(job_id).state in follow.UNENDED]
+    if going:
+        say(f"detached; still to come: {', '.join(going)}. They go on without you: hybridsum.py watch {going[0]}")
+    raise typer.Exit(0)
+
+
+@app.command()
+def jobs(as_json: Json = False) -> None:
+    """List all jobs.
+
+    Example: hybridsum.py jobs --json
+    """
+    home, records = _home()
+    if as_json:
+        print(show.as_json(show.job_values(home, records)))
+    else:
+        print(show.job_table(home, records))
+
+
+@app.command("show")
+def show_job(job_id: JobId, as_json: Json = False) -> None:
+    """Everything about one job: state, settings, checkpoint, scores.
+
+    Example: hybridsum.py show 3
+    """
+    value = show.full_value(*_home(), job_id)
+    put(value, show.details(value), as_json)
+
+
+@app.command()
+def log(
+    job_id: JobId,
+    goes_on: Annotated[bool, typer.Option("-f", "--follow", help="go on to the job's end")] = False,
+) -> None:
+    """Print what a job wrote to its log.
+
+    Example: hybridsum.py log 3 -f
+    """
+    home, records = _home()
+    try:
+        for text in follow.log_text(home, records, job_id, goes_on):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        _detach(records, [job_id])
+
+
+@app.command()
+def watch(job_id: JobId, as_json: Json = False) -> None:
+    """Follow a job to its end. Ctrl-C detaches, the job goes on. Exit status 1 if it does not end well.
+
+    Example: hybridsum.py watch 3
+    """
+    home, records = _home()
+    try:
+        done = follow.watch(
+            home, records, [job_id], say if as_json else lambda text: print(show.plain(text), flush=True)
+        )
+    except KeyboardInterrupt:
+        _detach(records, [job_id])
+    if as_json:
+        print(show.as_json(show.job_value(home, records.job(job_id))))
+    if not done:
+        raise typer.Exit(1)
+
+
+@app.command()
+def wait(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="numbers of jobs")],
+    as_json: Json = False,
+) -> None:
+    """Return when all these jobs have ended; exit status 1 if one did not end well.
+
+    Example: hybridsum.py wait 3 4 5
+    """
+    home, records = _home()
+    try:
+        done = follow.wait(home, records, ids, say)
+    except KeyboardInterrupt:
+        _detach(records, ids)
+    if as_json:
+        print(show.as_json([show.job_value(home, records.job(job_id)) for job_id in ids]))
+    if not done:
+        raise typer.Exit(1)
+
+
+# -- steering ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def cancel(
+    job_id: JobId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop a job; says first what that loses.
+
+    Example: hybridsum.py cancel 3 --yes
+    """
+    home, records = _home()
+    loss = steer.what_is_lost(home, records, job_id)
+    if not yes and sys.stdin.isatty() and records.job(job_id).state in follow.UNENDED:
+        typer.confirm(f"{show.plain(loss)} Cancel job {job_id}?", abort=True, err=True)
+    state = steer.cancel(home, records, job_id)
+    text = f"job {job_id}: asked to stop" if state == RUNNING else f"job {job_id}: {state}"
+    put({"id": job_id, "state": state}, text, as_json)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: Json = False) -> None:
+    """Queue a job that ended badly again, and those it had blocked. It goes on from its last checkpoint.
+
+    Example: hybridsum.py retry 3
+    """
+    home, records = _home()
+    ids = steer.retry(home, records, job_id)
+    put({"jobs": ids, "run": records.job(job_id).run}, f"queued again: {', '.join(ids)}", as_json)
+    steer.ensure_running(home)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # or -5 would be taken for an option
+def priority(
+    job_id: JobId,
+    number: Annotated[int, typer.Argument(metavar="N", help="higher goes first; 0 is usual")],
+    as_json: Json = False,
+) -> None:
+    """Change the place of a waiting job in the line.
+
+    Example: hybridsum.py priority 7 10
+    """
+    _, records = _home()
+    steer.set_priority(records, job_id, number)
+    put({"id": job_id, "priority": number}, f"job {job_id}: priority {number}", as_json)
+
+
+@app.command()
+def pause(as_json: Json = False) -> None:
+    """Start nothing new; running jobs go on.
+
+    Example: hybridsum.py pause
+    """
+    _, records = _home()
+    steer.pause(records)
+    put({"paused": records.fact("paused")}, "the line is paused; running jobs go on", as_json)
+
+
+@app.command()
+def resume(as_json: Json = False) -> None:
+    """Let the line go on after `pause` or a restart of the machine.
+
+    Example: hybridsum.py resume
+    """
+    home, records = _home()
+    steer.resume(records)
+    steer.ensure_running(home)
+    put({"paused": None}, "the line goes on", as_json)
+
+
+# -- the runner -------------------------------------------------------------------------------------------------
+
+
+@runner_app.command("start")
+def runner_start(as_json: Json = False) -> None:
+    """Start the runner in the background, if none is alive.
+
+    Example: hybridsum.py runner start
+    """
+    home, records = _home()
+    steer.ensure_running(home)
+    _put_status(home, records, as_json)
+
+
+@runner_app.command("stop")
+def runner_stop(
+    cancel_jobs: Annotated[bool, typer.Option("--jobs", help="cancel the running jobs first")] = False,
+    as_json: Json = False,
+) -> None:
+    """End the runner. Its running jobs go on, unless --jobs.
+
+    Example: hybridsum.py runner stop
+    """
+    home, records = _home()
+    going_on = steer.stop(home, jobs=cancel_jobs)
+    if not as_json and going_on:
+        say(f"still running: {', '.join(going_on)}; the next runner adopts them")
+    _put_status(home, records, as_json)
+
+
+@runner_app.command("status")
+def runner_status(as_json: Json = False) -> None:
+    """LIVE, STALE, LOST or STOPPED; which jobs run; whether the line is paused.
+
+    Example: hybridsum.py runner status --json
+    """
+    _put_status(*_home(), as_json)
+
+
+@runner_app.command("serve")
+def runner_serve() -> None:
+    """Be the runner, in this terminal. `runner start` does it in the background.
+
+    Example: hybridsum.py runner serve
+    """
+    from jobs import runner  # huey and the readings of the GPU
+
+    raise typer.Exit(runner.serve(Home.find()))
+
+
+def _put_status(home: Home, records: Records, as_json: bool) -> None:
+    found = steer.status(home, records)
+    text = f"runner {found['state']}" + (f", pid {found['pid']}" if found["pid"] else "")
+    text += f", runs {', '.join(found['jobs'])}" if found["jobs"] else ""
+    text += f", paused: {found['paused']} (hybridsum.py resume)" if found["paused"] else ""
+    put(found, text, as_json)
+
+
+# -- results ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def checkpoints(as_json: Json = False) -> None:
+    """List the checkpoints of all runs.
+
+    Example: hybridsum.py checkpoints
+    """
+    from jobs import results
+
+    found = results.checkpoints(_home()[0])
+    rows = [["checkpoint", "run", "phase", "step", "MiB"]]
+    rows += [
+        [str(c["path"]), c["run"], c["phase"] or "", str(c["step"] or ""), f"{c['bytes'] / 2**20:.1f}"] for c in found
+    ]
+    put(found, show.table(rows, right=(3, 4)) if found else "no checkpoints yet", as_json)
+
+
+@app.command()
+def forgetting(
+    run: Annotated[str, typer.Argument(help="name of a run")],
+    metric: Annotated[str | None, typer.Option(help="rouge1, rouge2, rougeL or nll")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a run learnt and forgot: scores after each phase, and their change against the base.
+
+    Example: hybridsum.py forgetting demo-naive-0
+    """
+    from jobs import results
+
+    value = results.forgetting(*_home(), run, metric=metric)
+    put(value, results.forgetting_text(value), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, disk, runner, locks and GPU, with the command that mends what is wrong.
+
+    Example: hybridsum.py doctor
+    """
+    checks = health.examine(_home()[0])
+    value = health.value(checks)
+    put(value, health.text(checks), as_json)
+    if not value["ok"]:
+        raise typer.Exit(1)

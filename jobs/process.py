@@ -1,0 +1,158 @@
+"""A job's own process: the only place where jobs/ meets the heavy engine. Its last act is result.json."""
+
+import faulthandler
+import fcntl
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from engine import events as ev
+from engine import files
+from engine.settings import ConfigError, first_line
+from engine.work import Cancelled, Work
+from jobs import locks, show
+from jobs.home import Home
+from jobs.kinds import KINDS
+from jobs.records import CANCELLED, DONE, FAILED, Records
+from jobs.submit import read_spec
+
+PRINT_EVERY = 5.0  # seconds between two lines of progress in log.txt
+OUT_OF_MEMORY = (
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cannot allocate memory",
+)  # as CUDA, Triton and Linux say
+LESS_MEMORY = (
+    "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps by as much), "
+    "set model.dtype=bfloat16, or train.gradient_checkpointing=true"
+)
+
+
+def main(job_id: str) -> int:
+    """Exit status 0: result.json says how it ended. 1: it failed. 2: another process works on this job."""
+    home = Home.find()
+    held = hold(home, job_id)
+    if held is None:
+        print(f"job {job_id}: another process works on it", file=sys.stderr)
+        return 2
+    if home.result(job_id).exists():
+        return 0
+    emit = Reporter(ev.Writer(home.events(job_id), int(os.environ.get("HYBRIDSUM_ATTEMPT", "1"))))
+    result = attempt(home, job_id, emit)
+    print(show.stamp(time.time()), result["outcome"], result["reason"])
+    files.replace_json(home.result(job_id), result)
+    return 0 if result["outcome"] != FAILED else 1
+
+
+def hold(home: Home, job_id: str) -> Any:
+    """The lock on the job, inherited from the runner or taken now; None if another process has it.
+
+    The runner takes it before it starts a process, so a second one for the same job cannot come to this point.
+    """
+    inherited = os.environ.pop("HYBRIDSUM_LOCK", "")
+    path = home.job_lock(job_id)
+    if not home.job(job_id).is_dir():
+        raise ConfigError(f"job {job_id}: no such job in {home.jobs}")
+    if not inherited:
+        return locks.locked(path)
+    try:
+        if os.path.samestat(os.fstat(int(inherited)), path.stat()):
+            fcntl.flock(int(inherited), fcntl.LOCK_EX | fcntl.LOCK_NB)  # a second look: it is ours already
+            return int(inherited)
+    except OSError:
+        return None
+    return None
+
+
+def attempt(home: Home, job_id: str, emit: ev.Emit) -> dict[str, Any]:
+    """Do the work; what it returns is the content of result.json, whatever happened."""
+    emit(ev.Started(os.getpid(), os.environ.get("HYBRIDSUM_DEVICE", "")))
+    try:
+        work = work_of(home, job_id, emit)
+        module, function = KINDS[work.kind]
+        facts = show.finite(getattr(importlib.import_module(module), function)(work) or {})
+        if work.kind == "evaluate":
+            _enter_evaluation(home, work, facts)
+        return {**facts, "outcome": DONE, "reason": "", "remedy": ""}
+    except Cancelled:
+        return {
+            "outcome": CANCELLED,
+            "reason": "cancelled",
+            "remedy": f"hybridsum.py retry {job_id} goes on from there",
+        }
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        reason, *rest = error.lines or ("",)
+        return {"outcome": FAILED, "reason": reason, "remedy": "\n".join(rest)}
+    except Exception as error:
+        traceback.print_exc()
+        return {
+            "outcome": FAILED,
+            "reason": f"{type(error).__name__}: {first_line(error)}",
+            "remedy": remedy(error, job_id),
+        }
+
+
+def work_of(home: Home, job_id: str, emit: ev.Emit) -> Work:
+    """What the frozen spec asks for. Raises ConfigError if the spec cannot be read."""
+    job, settings = read_spec(home.spec(job_id))
+    cancel = home.cancel(job_id)
+    return Work(
+        kind=job["kind"],
+        run=job["run"],
+        phase=job["phase"],
+        settings=settings,
+        model=job["model"],
+        folder=Path(job["folder"]),
+        run_folder=Path(job["run_folder"]),
+        start_from=_path(job.get("start_from")),
+        test_set=_path(job.get("test_set")),
+        emit=emit,
+        cancelled=cancel.exists,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def remedy(error: Exception, job_id: str) -> str:
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
+        return LESS_MEMORY
+    return f"hybridsum.py log {job_id}"
+
+
+def _enter_evaluation(home: Home, work: Work, facts: dict[str, Any]) -> None:
+    row = {name: facts[name] for name in ("test_set", "fingerprint", "metrics", "path")}
+    Records(home.records).add_evaluation({"run": work.run, "phase": work.phase, **row, "created": time.time()})
+
+
+class Reporter:
+    """Writes events, and for the ones a reader of log.txt waits for a line of text."""
+
+    def __init__(self, write: ev.Emit):
+        self._write = write
+        self._printed = 0.0
+
+    def __call__(self, event: ev.Event) -> None:
+        self._write(event)
+        line = show.line(event)
+        if line is None:
+            return
+        now = time.monotonic()
+        if isinstance(event, show.FREQUENT) and now - self._printed < PRINT_EVERY and not show.is_last(event):
+            return
+        self._printed = now
+        print(show.stamp(time.time()), line)
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    sys.exit(main(sys.argv[1]))

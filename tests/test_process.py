@@ -1,0 +1,155 @@
+"""A job's own process, with a made-up engine."""
+
+import json
+import math
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from engine import events as ev
+from engine.settings import ConfigError, Settings, dump
+from engine.work import Cancelled
+from jobs import locks, process, show
+from jobs.home import PROJECT, Home
+from jobs.kinds import KINDS
+from jobs.records import Records
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Home:
+    monkeypatch.setenv("HYBRIDSUM_HOME", str(tmp_path))
+    monkeypatch.delenv("HYBRIDSUM_LOCK", raising=False)
+    made = Home.find()
+    made.job("1").mkdir()
+    return made
+
+
+@pytest.fixture
+def engine(home, monkeypatch):
+    """Put a function in the place of the engine, for a job of any kind."""
+
+    def install(function, kind="phase"):
+        folder = str(home.phase("r", "phase1"))
+        job = {"kind": kind, "run": "r", "phase": "phase1", "model": "m", "folder": folder, "run_folder": folder}
+        home.spec("1").write_text(yaml.safe_dump({"job": job, "settings": dump(Settings())}))
+        monkeypatch.setitem(sys.modules, "made_up", types.SimpleNamespace(run=function))
+        monkeypatch.setitem(KINDS, kind, ("made_up", "run"))
+
+    return install
+
+
+def result(home: Home) -> dict:
+    return json.loads(home.result("1").read_bytes())
+
+
+def test_done_with_facts(home, engine, capsys):
+    def run(work):
+        assert (work.kind, work.run, work.phase, work.start_from) == ("phase", "r", "phase1", None)
+        work.emit(ev.Stage("loading"))
+        work.emit(ev.Saved("x", 5, 2**20))
+        return {"checkpoint": work.folder, "loss": math.nan}
+
+    engine(run)
+    assert process.main("1") == 0
+    found = result(home)
+    assert (found["outcome"], found["loss"], found["checkpoint"]) == ("done", None, str(home.phase("r", "phase1")))
+    assert [type(s.event).__name__ for s in ev.read(home.events("1"))] == ["Started", "Stage", "Saved"]
+    assert "saved x (1.0 MiB)" in capsys.readouterr().out
+    engine(lambda work: pytest.fail("a finished job is not run again"))
+    assert process.main("1") == 0
+
+
+def test_cancelled(home, engine):
+    def run(work):
+        assert not work.cancelled()
+        home.cancel("1").touch()
+        assert work.cancelled()
+        raise Cancelled
+
+    engine(run)
+    assert process.main("1") == 0
+    assert result(home)["outcome"] == "cancelled"
+
+
+def raising(error):
+    def run(work):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "remedy"),
+    [
+        (ConfigError("data.papers: no", "give one"), "data.papers: no", "give one"),
+        (RuntimeError("a\nb"), "RuntimeError: a", "hybridsum.py log 1"),
+        (RuntimeError("CUDA error: out of memory"), "RuntimeError: CUDA error: out of memory", process.LESS_MEMORY),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), "RuntimeError: CUBLAS_STATUS_ALLOC_FAILED", process.LESS_MEMORY),
+        (MemoryError(), "MemoryError: MemoryError", process.LESS_MEMORY),
+    ],
+)
+def test_failures(home, engine, capsys, error, reason, remedy):
+    engine(raising(error))
+    assert process.main("1") == 1
+    found = result(home)
+    assert (found["outcome"], found["reason"], found["remedy"]) == ("failed", reason, remedy)
+    assert ("Traceback" in capsys.readouterr().err) is not isinstance(error, ConfigError)
+
+
+def test_evaluation_enters_the_catalogue(home, engine):
+    facts = {"checkpoint": "c", "test_set": "t", "fingerprint": "f", "metrics": {"papers": {"nll": 1.5}}, "path": "p"}
+    engine(lambda work: facts, kind="evaluate")
+    assert process.main("1") == 0
+    row = Records(home.records).evaluations()[0]
+    assert (row["run"], row["phase"], row["metrics"]) == ("r", "phase1", {"papers": {"nll": 1.5}})
+
+
+def test_a_second_process_of_the_same_job_is_refused(home, engine, capsys):
+    engine(lambda work: {})
+    with locks.locked(home.job_lock("1")):
+        assert process.main("1") == 2
+    assert "another process" in capsys.readouterr().err
+    assert not home.result("1").exists()
+    assert process.main("1") == 0
+
+
+@pytest.mark.processes
+def test_an_inherited_lock_is_accepted_and_lives_as_long_as_the_child(home):
+    code = "import os, sys; from jobs import process; from jobs.home import Home;"
+    code += "print(process.hold(Home.find(), '1'), flush=True); sys.stdin.read()"
+    with locks.locked(home.job_lock("1")) as lock:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=PROJECT,
+            env={"HYBRIDSUM_HOME": str(home.root), "HYBRIDSUM_LOCK": str(lock.fileno())},
+            pass_fds=[lock.fileno()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert child.stdout.readline().strip() == str(lock.fileno()).encode()
+    assert locks.is_held(home.job_lock("1")) and locks.leader(home.job_lock("1")) == child.pid
+    assert process.hold(home, "1") is None
+    child.communicate()
+    assert not locks.is_held(home.job_lock("1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x\x1b]8;;http://a\x1b\\y", "xy"),
+        ("a\x00b\x9bc\u202ed\u200be\r", "abcde"),
+        ("[/oops] [@click=quit]", "[/oops] [@click=quit]"),
+        ("zwei\nZeilen", "zwei Zeilen"),
+    ],
+)
+def test_foreign_text_is_made_safe(text, safe):
+    assert show.plain(text) == safe
+
+
+def test_of_a_redrawn_line_the_last_state_counts():
+    assert show.plain_lines("10%\r50%\r100%\nnext\r\n") == "100%\nnext\n"
