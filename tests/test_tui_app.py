@@ -223,14 +223,13 @@ async def test_cancel_asks_and_names_what_is_lost(home):
         assert Records(home.records).job("8").state == "cancelled"
 
 
-async def press_open(pilot: Pilot, key: str) -> str:
-    """A key whose worker waits for an answer, so that it cannot be waited for."""
+async def press_open(pilot: Pilot, key: str, words: str = "yes, cancel it") -> str:
+    """A key whose worker waits for an answer, so that it cannot be waited for; until the words are on the screen."""
     await pilot.press(key)
-    for _ in range(50):
+    for _ in range(500):
         await pilot.pause(0.02)
-        if not isinstance(pilot.app.screen, Monitor):
+        if words in text(pilot):
             break
-    await pilot.pause(0.1)
     return text(pilot)
 
 
@@ -242,6 +241,7 @@ async def test_retry_priority_and_pause(home):
         assert records.job("8").priority == 1
         await press(pilot, "p")
         assert records.fact("paused")
+        assert "= paused: paused by hand (p lets the line go on)" in text(pilot)
         await press(pilot, "p")
         assert not records.fact("paused")
         await press(pilot, "end")

@@ -34,7 +34,7 @@ class Dashboard(App[str]):
 def run(home: "Home") -> int:
     """Show the dashboard until the user leaves; then say which jobs go on. Returns the exit status."""
     app = Dashboard(home)
-    farewell = app.run()
+    farewell = app.run(mouse=False)  # so that the terminal's own selecting and copying works
     if farewell:
         print(farewell)
     return app.return_code or 0

@@ -1,5 +1,7 @@
 """Ledger, events and logs on disk -> what can be drawn. No Textual here; each tick reads only what is new."""
 
+import contextlib
+import sqlite3
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ class Feed:
         self._histories: dict[str, History] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
         self._line = None
+        self._order: list[str] = []  # of the jobs that are ready
         self._verdicts: dict[tuple, tuple[str, str]] = {}
         self.undecided: tuple | None = None  # (run, metric, when it was measured) of a table without its verdict
 
@@ -50,9 +53,12 @@ class Feed:
         from engine.settings import ConfigError
 
         try:
-            jobs, runner = self.records.jobs(), self._runner()
-        except ConfigError as error:
+            return self._snapshot(selected, metric)
+        except (ConfigError, OSError) as error:
             return Snapshot(problem=str(error), loaded=True)
+
+    def _snapshot(self, selected: str | None, metric: str | None) -> Snapshot:
+        jobs, runner = self.records.jobs(), self._runner()
         for job in jobs.values():
             if job.state == "running":
                 self._history(job.id)
@@ -119,7 +125,9 @@ class Feed:
         if self._line is None:
             self._line = Line(self.home)
         self._line.heal()
-        return self._line.pending()
+        with contextlib.suppress(sqlite3.Error):  # another process writes to the line; the next look tells
+            self._order = self._line.pending()
+        return self._order
 
     def _runner(self) -> Runner:
         from jobs.steer import status

@@ -102,7 +102,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Scores:
-    """The forgetting table of a run. gate: the verdict in words. measuring: rows that are being made, in words."""
+    """The forgetting table of a run. gate: the verdict in words, empty until it is known."""
 
     run: str
     metric: str
@@ -114,7 +114,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The selected run's table, those of other runs for comparison, and what is being measured now."""
+    """The selected run's table, those of other runs for comparison, and (phase, words) of what is being measured."""
 
     own: Scores | None = None
     others: tuple[Scores, ...] = ()

@@ -13,7 +13,7 @@ STYLES = {"running": CYAN, "queued": PLAIN, "done": GREEN, "failed": RED, "cance
 EMPTY = (
     "No jobs yet.",
     "",
-    "n, then a   queue all three phases, with evaluations",
+    "n, then a   queue all phases, with evaluations",
     "n           everything else that can be queued",
     "?           all keys",
 )
@@ -36,7 +36,7 @@ class LinePane(Pane):
 
     def part(self, snapshot: Snapshot):
         self.cursor = snapshot.selected.id if snapshot.selected else None
-        return snapshot.rows, self.cursor, snapshot.problem, snapshot.loaded
+        return snapshot.rows, self.cursor, snapshot.problem, snapshot.loaded, snapshot.runner.paused
 
     def set_filter(self, text: str) -> None:
         self.filter = text
@@ -74,7 +74,7 @@ class LinePane(Pane):
         return f"Line{' · ' if words else ''}{words}{shown}"
 
     def body(self, width: int, height: int) -> list[Content]:
-        _, _, problem, loaded = self._part
+        _, _, problem, loaded, paused = self._part
         if problem:
             return [Content.styled(text, RED) for text in wrapped(f"✗ {problem}", width, height)]
         if not loaded:
@@ -83,6 +83,13 @@ class LinePane(Pane):
         if not rows:
             lines = (f"No job matches /{self.filter}.", "esc shows all") if self.filter else EMPTY
             return [Content(shorten(text, width) if text else "") for text in lines]
+        if paused and height > 3:
+            words = Content.styled(shorten(f"= paused: {paused} (p lets the line go on)", width), YELLOW)
+            return [words, *self._line(rows, width, height - 1)]
+        return self._line(rows, width, height)
+
+    def _line(self, rows: list[Row], width: int, height: int) -> list[Content]:
+        """The rows around the cursor, and below them the selected job in full words."""
         current = next((row for row in rows if row.id == self.cursor), rows[0])
         below = _about(current, width, min(4, height // 3))
         room = max(1, height - len(below))
@@ -130,7 +137,7 @@ def _rest(row: Row, cells: int) -> str:
     if row.state == "running":
         return _progress(row, cells)
     if row.state == "queued":
-        turn = "next" if row.place == 1 else f"{row.place}. in line" if row.place else ""
+        turn = "next" if row.place == 1 else f"{row.place}. in line" if row.place else "" if row.after else "ready"
         waits = f"after {row.after}" if row.after and not row.place else ""
         urgency = f"priority {row.priority}" if row.priority else ""
         return "  ".join(word for word in (turn or waits, urgency) if word)
