@@ -1,5 +1,6 @@
 """The demonstration: an unprotected run and a curriculum on the bundled corpus, side by side."""
 
+from engine.settings import SOURCES
 from jobs import submit
 from jobs.home import PROJECT, Home
 from jobs.records import Job, Records
@@ -27,5 +28,6 @@ def free_suffix(home: Home, records: Records, seed: int) -> str:
 
 
 def _submit(home: Home, records: Records, config: str, run: str, seed: int) -> tuple[str, list[Job]]:
-    request = submit.from_file("pipeline", PROJECT / "configs" / config, [f"train.seed={seed}"], run=run)
+    bundled = [f"data.{name}={PROJECT}/data/pocket/{name}.jsonl" for name in (*SOURCES, "test")]  # from any folder
+    request = submit.from_file("pipeline", PROJECT / "configs" / config, [*bundled, f"train.seed={seed}"], run=run)
     return run, submit.submit(home, records, request)

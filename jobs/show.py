@@ -71,9 +71,8 @@ def line(event: ev.Event) -> str | None:
         case ev.Generated():
             return f"{event.what}: {event.done}/{event.total} documents"
         case ev.Evaluated():
-            return f"{event.test_set}: " + "; ".join(
-                f"{column} " + " ".join(f"{name} {_number(value)}" for name, value in metrics.items())
-                for column, metrics in event.metrics.items()
+            return f"{event.checkpoint} on {event.test_set}: " + "; ".join(
+                f"{column} {_scores(metrics)}" for column, metrics in event.metrics.items()
             )
         case ev.Saved():
             return f"saved {event.path} ({event.bytes / 2**20:.1f} MiB)"
@@ -89,6 +88,12 @@ def is_last(event: ev.Event) -> bool:
     if isinstance(event, ev.Step):
         return event.step >= event.steps
     return isinstance(event, (ev.FisherProgress, ev.Generated)) and event.done >= event.total
+
+
+def _scores(metrics: dict[str, Any]) -> str:
+    """The scores of a column that a line of text has room for."""
+    names = {"rougeL": "ROUGE-L {:.1f}", "nll": "nll {:.3f}", "n": "({:.0f} documents)"}
+    return " ".join(form.format(metrics[name]) for name, form in names.items() if name in metrics)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
