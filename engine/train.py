@@ -253,7 +253,7 @@ def _save_step(work: Work, model, optimizer, done: int) -> None:
         return
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(optimizer.state_dict(), file)
 
@@ -298,7 +298,7 @@ def _finish(
     }
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         replay.save_buffer(folder, buffer)
         if anchors:

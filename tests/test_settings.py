@@ -75,7 +75,7 @@ def test_missing_and_broken_files(tmp_path):
 def test_phases_are_reached_by_name_and_number():
     pocket = PROJECT / "configs" / "pocket.yaml"
     loaded = load(pocket, ["curriculum.phases.phase2.steps=7", "curriculum.phases.0.steps=9"])
-    assert [phase.steps for phase in loaded.curriculum.phases] == [9, 7, 60]
+    assert [phase.steps for phase in loaded.curriculum.phases] == [9, 7, 80]
     assert "no item phase9" in mistakes("curriculum.phases.phase9.steps=1", path=pocket)[0]
 
 
