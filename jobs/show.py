@@ -75,7 +75,8 @@ def line(event: ev.Event) -> str | None:
                 f"{column} {_scores(metrics)}" for column, metrics in event.metrics.items()
             )
         case ev.Saved():
-            return f"saved {event.path} ({event.bytes / 2**20:.1f} MiB)"
+            where = "/".join(Path(event.path).parts[-3:])  # run, phase, step
+            return f"saved {where} ({event.bytes / 2**20:.1f} MiB)"
         case ev.Warned():
             return f"warning: {event.message}"
         case ev.Ended():
