@@ -1,6 +1,8 @@
-"""Elastic weight consolidation in factor space: Fisher per sequence, anchors, penalty.
+"""Elastic weight consolidation on the update (product space) or on its factors: Fisher per sequence, anchors, penalty.
 
-Unit: F_tok = sum_n (grad of sum_t log p(y_nt))^2 / sum_n T_n, per summary token. Every squared gradient is that of one
+Product space, the default: LoRA factors are not weights, (cA, B/c) is the same function for any c, so the penalty is on
+Delta W = scale * B * A, with the Fisher of Delta W kept as its row sums u and column sums v, F_ij ~ u_i v_j / Z, Z = sum F.
+Factor space penalizes the entries of A and B; it is the baseline. Unit: F_tok = sum_n (grad of sum_t log p(y_nt))^2 / sum_n T_n, per summary token. Every squared gradient is that of one
 whole sequence; squaring the gradient of a batch would give a number that depends on the batch size.
 Source: METHODS section 9; Kirkpatrick et al. 2017 (arXiv 1612.00796).
 """
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,19 +26,33 @@ from engine.models import summary_logits, trainable
 from engine.settings import ConfigError, Ewc
 
 FILE = "anchors.safetensors"
+ROWS, COLUMNS = ".rows", ".columns"
 
 
 @dataclass(frozen=True)
 class Fisher:
-    """Diagonal Fisher information of the trainable weights, per summary token, and what it was measured on."""
+    """Diagonal Fisher information per summary token, fp32, and what it was measured on.
 
-    values: dict[str, Tensor]  # {parameter name: same shape as the parameter, fp32}
+    values, factor space: {parameter name: shape of the parameter}; product space: {layer.rows: (d_out,), layer.columns:
+    (d_in,)}, both with the sum Z of that layer.
+    """
+
+    values: dict[str, Tensor]
     documents: int
     tokens: int
 
+    def layers(self) -> dict[str, float]:
+        """Sum of the Fisher in each adapted layer."""
+        sums: dict[str, float] = {}
+        for name, value in self.values.items():
+            if not name.endswith(COLUMNS):
+                layer = name.split(".lora_")[0].removesuffix(ROWS)
+                sums[layer] = sums.get(layer, 0.0) + value.sum().item()
+        return sums
+
     @property
     def trace(self) -> float:
-        return sum(value.sum().item() for value in self.values.values())
+        return sum(self.layers().values())
 
     @property
     def mean_tokens(self) -> float:
@@ -45,9 +62,9 @@ class Fisher:
     def shares(self) -> dict[str, float]:
         """Part of the trace in each kind of layer (q_proj, down_proj, ...)."""
         trace, shares = self.trace, {}
-        for name, value in self.values.items():
-            kind = name.split(".lora_")[0].rpartition(".")[2]
-            shares[kind] = shares.get(kind, 0.0) + (value.sum().item() / trace if trace else 0.0)
+        for layer, value in self.layers().items():
+            kind = layer.rpartition(".")[2]
+            shares[kind] = shares.get(kind, 0.0) + (value / trace if trace else 0.0)
         return shares
 
 
@@ -75,8 +92,11 @@ def fisher(
     reference). Several documents share a backward pass, but each one's gradient is squared alone, so the batch size
     changes the speed and not the result. Raises ConfigError if the trace is 0: the penalty would hold nothing.
     """
-    factors = {f"{name}.weight": module for name, module in model.named_modules() if _is_factor(name)}
-    sums = {name: torch.zeros_like(module.weight, dtype=torch.float32) for name, module in factors.items()}
+    product = settings.space == "product"
+    watched = {
+        name: module for name, module in model.named_modules() if (_is_layer(module) if product else _is_factor(name))
+    }
+    sums: dict[str, Tensor] = {}
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
     was_training, tokens = model.training, 0
     model.eval()
@@ -89,13 +109,14 @@ def fisher(
         batch = batch.to(next(model.parameters()).device)
         counts = [documents[index].summary_tokens for index in chosen]
         tokens += sum(counts)
-        with _watching(factors) as seen:
+        with _watching(watched) as seen:
             logits = summary_logits(model, batch).float()
             labels = batch.targets if settings.labels == "empirical" else _sampled(logits, counts, chosen, seed)
             functional.cross_entropy(logits, labels, reduction="sum").backward()
         model.zero_grad(set_to_none=True)
         for name, (values, gradient) in seen.items():
-            sums[name] += torch.einsum("bto,bti->boi", gradient.float(), values.float()).square().sum(0)
+            for part, value in (_margins if product else _entries)(name, values.float(), gradient.float()):
+                sums[part] = sums[part] + value if part in sums else value
         done = first + len(chosen)
         progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
     model.train(was_training)
@@ -109,6 +130,33 @@ def fisher(
 
 def _is_factor(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer)
+
+
+def _entries(name: str, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Each document's gradient of a factor, squared, summed over documents: (out, in)."""
+    yield f"{name}.weight", torch.einsum("bto,bti->boi", gradient, values).square().sum(0)
+
+
+def _margins(name: str, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Row sums (out,) and column sums (in,) of each document's squared gradient of Delta W, summed over documents.
+
+    values (b, t, in), gradient (b, t, out). G_n = sum_t g_t x_t^T is formed only where that is cheaper than the
+    (t x t) products: u_i = sum_tt' g_ti g_t'i (x_t . x_t'), v alike. All positions count, prompt included: prompt
+    positions carry gradient through attention.
+    """
+    length, wide = values.shape[1], values.shape[2] + gradient.shape[2]
+    if 2 * length * wide > values.shape[2] * gradient.shape[2]:
+        squares = torch.einsum("bto,bti->boi", gradient, values).square().sum(0)
+        rows, columns = squares.sum(1), squares.sum(0)
+    else:
+        rows = ((values @ values.mT) @ gradient * gradient).sum((0, 1))
+        columns = ((gradient @ gradient.mT) @ values * values).sum((0, 1))
+    yield name + ROWS, rows
+    yield name + COLUMNS, columns
 
 
 @contextmanager
@@ -159,16 +207,42 @@ def lambda_per_token(settings: Ewc, mean_tokens: float) -> float:
 
 
 def penalty(model: nn.Module, anchors: list[Anchor], settings: Ewc) -> Tensor:
-    """lambda_tok / 2 * sum_k F_k (theta_k - theta*_k)^2 over the entries of A and B, summed over the anchors; nats."""
-    weights, total = trainable(model), None
+    """lambda_tok / 2 * P, summed over the anchors, in nats.
+
+    factor: P = sum_k F_k (theta_k - theta*_k)^2 over the entries of A and B.
+    product: P = sum_ij F_ij (Delta W - Delta W*)^2_ij with F = u v^T / Z; see `product_penalty`.
+    """
+    if not anchors:
+        raise ValueError("no anchors: there is nothing to be penalized")
+    weights, parts = trainable(model), []
+    scales = {name: module.scaling["default"] for name, module in model.named_modules() if _is_layer(module)}
     for anchor in anchors:
         factor = 0.5 * lambda_per_token(settings, anchor.fisher.mean_tokens)
-        for name, value in anchor.fisher.values.items():
-            term = factor * (value * (weights[name].float() - anchor.weights[name]).square()).sum()
-            total = term if total is None else total + term
-    if total is None:
-        raise ValueError("no anchors: there is nothing to be penalized")
-    return total
+        values = anchor.fisher.values
+        if settings.space == "factor":
+            parts += [factor * (values[n] * (weights[n].float() - anchor.weights[n]).square()).sum() for n in values]
+            continue
+        for layer, scale in scales.items():
+            a, b = (f"{layer}.lora_{side}.default.weight" for side in "AB")
+            now, then = (weights[a].float(), weights[b].float()), (anchor.weights[a], anchor.weights[b])
+            parts.append(factor * product_penalty(now, then, values[layer + ROWS], values[layer + COLUMNS], scale))
+    return torch.stack(parts).sum()
+
+
+def product_penalty(
+    now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, scale: float
+) -> Tensor:
+    """sum_ij u_i v_j / Z * (Delta W - Delta W*)^2_ij through two 2r x 2r matrices; 0 for a layer with Z = 0.
+
+    now, then: (A, B) with A (r, d_in), B (d_out, r). rows u (d_out,), columns v (d_in,). With B A - B* A* written as
+    J Q, J = [B - B*, B*] and Q = [A; A - A*], it is scale^2 tr[(J^T diag(u) J)(Q diag(v) Q^T)] / Z, and exactly 0 at the
+    anchor, where J = [B, -B*] would leave the rounding of two large numbers. Source: METHODS, section 9.
+    """
+    (a, b), (a_then, b_then) = now, then
+    left = torch.cat([b - b_then, b_then], dim=1)
+    right = torch.cat([a, a - a_then], dim=0)
+    core = (left.mT @ (rows[:, None] * left)) * (right * columns @ right.mT)
+    return scale**2 * core.sum() / columns.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def save(folder: Path, anchors: list[Anchor]) -> None:
@@ -176,13 +250,12 @@ def save(folder: Path, anchors: list[Anchor]) -> None:
     tensors, facts = {}, []
     for number, anchor in enumerate(anchors):
         facts.append({"phase": anchor.phase, "documents": anchor.fisher.documents, "tokens": anchor.fisher.tokens})
-        for name in anchor.weights:
-            tensors[f"{number}/fisher/{name}"] = anchor.fisher.values[name].cpu().contiguous()
-            tensors[f"{number}/weights/{name}"] = anchor.weights[name].cpu().contiguous()
+        for kind, values in (("fisher", anchor.fisher.values), ("weights", anchor.weights)):
+            tensors |= {f"{number}/{kind}/{name}": value.cpu().contiguous() for name, value in values.items()}
     save_file(tensors, folder / FILE, metadata={"anchors": json.dumps(facts)})
 
 
-def load(folder: Path, model: nn.Module) -> list[Anchor]:
+def load(folder: Path, model: nn.Module, settings: Ewc) -> list[Anchor]:
     """The anchors of a checkpoint, on the model's device; none where it has none. Raises ConfigError if they do not fit."""
     if not (folder / FILE).exists():
         return []
@@ -193,14 +266,19 @@ def load(folder: Path, model: nn.Module) -> list[Anchor]:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     anchors = []
     for number, fact in enumerate(facts):
-        try:
-            values = {name: stored[f"{number}/fisher/{name}"] for name in weights}
-            centre = {name: stored[f"{number}/weights/{name}"] for name in weights}
-        except KeyError as error:
+        values, centre = (_part(stored, f"{number}/{kind}/") for kind in ("fisher", "weights"))
+        if {name: value.shape for name, value in centre.items()} != {name: p.shape for name, p in weights.items()}:
             raise ConfigError(
-                f"{folder}/{FILE}: has no {error} for this adapter. Were lora.target_modules changed?"
-            ) from None
-        if any(values[name].shape != parameter.shape for name, parameter in weights.items()):
-            raise ConfigError(f"{folder}/{FILE}: other shapes than this adapter. Was lora.rank changed?")
+                f"{folder}/{FILE}: belongs to another adapter. Were lora.rank or lora.target_modules changed?"
+            )
+        space = "product" if any(name.endswith(ROWS) for name in values) else "factor"
+        if space != settings.space:
+            raise ConfigError(
+                f"{folder}/{FILE}: its Fisher is in {space} space. Set ewc.space={space}, or train that phase again"
+            )
         anchors.append(Anchor(fact["phase"], Fisher(values, fact["documents"], fact["tokens"]), centre))
     return anchors
+
+
+def _part(stored: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}

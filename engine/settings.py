@@ -135,7 +135,9 @@ class Ewc(Section):
     unit: Literal["per_token", "token_mean_sequence"] | None = Field(
         None, description="what the Fisher behind lambda is: per token, or token-mean gradients of single sequences"
     )
-    space: Literal["factor"] = Field("factor", description="penalize the entries of A and B")
+    space: Literal["product", "factor"] = Field(
+        "product", description="penalize the update B * A (rank-1 Fisher), or the entries of A and B"
+    )
     anchors: Literal["online", "separate"] = Field("online", description="one running anchor, or one for each phase")
     gamma: float = Field(1.0, ge=0, le=1, description="online: the old Fisher is multiplied by this")
     fisher_samples: int = Field(300, ge=1, description="held-out documents, at most")

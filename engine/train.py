@@ -86,7 +86,7 @@ def run(work: Work) -> dict:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
-    anchors = ewc.load(start, model) if start and settings.ewc.lambda_ else []
+    anchors = ewc.load(start, model, settings.ewc) if start and settings.ewc.lambda_ else []
     model, optimizer = accelerator.prepare(model, optimizer)
     if resumed:
         optimizer.load_state_dict(

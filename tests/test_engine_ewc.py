@@ -36,7 +36,9 @@ SIZES = ((5, 4), (9, 3), (4, 8), (7, 1), (6, 6))
 
 
 def settings(**given) -> Ewc:
-    return Ewc(**{"lambda": 1.0, "unit": "per_token", "labels": "empirical", "fisher_batch_size": 2} | given)
+    return Ewc(
+        **{"lambda": 1.0, "unit": "per_token", "labels": "empirical", "fisher_batch_size": 2, "space": "factor"} | given
+    )
 
 
 def looped(model, docs) -> dict[str, torch.Tensor]:
@@ -188,11 +190,11 @@ def test_anchors_come_back_from_disk(model, tmp_path):
     given = settings()
     anchors = ewc.anchored([], "phase1", ewc.fisher(model, documents(*SIZES), given, 0, PAD), model, given)
     ewc.save(tmp_path, anchors)
-    (loaded,) = ewc.load(tmp_path, model)
+    (loaded,) = ewc.load(tmp_path, model, given)
     assert (loaded.phase, loaded.fisher.documents, loaded.fisher.tokens) == ("phase1", 5, 22)
     assert all(torch.equal(loaded.weights[n], anchors[0].weights[n]) for n in loaded.weights)
     assert all(torch.equal(loaded.fisher.values[n], anchors[0].fisher.values[n]) for n in loaded.weights)
-    assert ewc.load(tmp_path / "none", model) == []
+    assert ewc.load(tmp_path / "none", model, given) == []
 
 
 def test_anchors_of_another_adapter_are_refused(model, tiny_base, tmp_path):
@@ -201,5 +203,118 @@ def test_anchors_of_another_adapter_are_refused(model, tiny_base, tmp_path):
     given = settings()
     ewc.save(tmp_path, ewc.anchored([], "phase1", ewc.fisher(model, documents(*SIZES), given, 0, PAD), model, given))
     other = models.attach(AutoModelForCausalLM.from_pretrained(tiny_base), Lora(rank=2, alpha=8), seed=0)
-    with pytest.raises(ConfigError, match="Was lora.rank changed"):
-        ewc.load(tmp_path, other)
+    with pytest.raises(ConfigError, match="Were lora.rank or"):
+        ewc.load(tmp_path, other, given)
+
+
+def dense_updates(model) -> dict[str, torch.Tensor]:
+    return {
+        name: module.scaling["default"] * module.lora_B["default"].weight @ module.lora_A["default"].weight
+        for name, module in model.named_modules()
+        if isinstance(module, ewc.LoraLayer)
+    }
+
+
+def looped_margins(model, docs) -> dict[str, torch.Tensor]:
+    """Row and column sums of the squared gradient of every Delta W, one sequence at a time, through an added dense weight."""
+    from torch.func import functional_call
+
+    model.eval()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ewc.LoraLayer)}
+    names = {f"{name}.base_layer.weight": name for name in layers}
+    total, tokens = {}, 0
+    for document in docs:
+        batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, PAD)
+        added = {
+            full: module.base_layer.weight.detach().clone().requires_grad_()
+            for full, module in zip(names, layers.values(), strict=True)
+        }
+        given = {"input_ids": batch.ids, "logits_to_keep": batch.predicts, "use_cache": False}
+        logits = functional_call(model, added, kwargs=given).logits
+        functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
+        for full, weight in added.items():
+            square = weight.grad.square()
+            for part, value in ((ewc.ROWS, square.sum(1)), (ewc.COLUMNS, square.sum(0))):
+                key = names[full] + part
+                total[key] = total.get(key, 0) + value
+        tokens += document.summary_tokens
+    model.zero_grad()
+    return {name: value / tokens for name, value in total.items()}
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_product_fisher_equals_the_loop_whatever_way_is_cheaper(model, monkeypatch, size):
+    docs = documents(*SIZES, (2, 2))
+    expected = looped_margins(model, docs)
+    given = settings(space="product", fisher_batch_size=size)
+    assert close(ewc.fisher(model, docs, given, 0, PAD).values, expected)
+    name, values, gradient = "layer", torch.randn(3, 4, 50), torch.randn(3, 4, 60)
+    by_length = dict(ewc._margins(name, values, gradient))
+    by_matrix = dict(ewc._margins(name, *(torch.nn.functional.pad(t, (0, 0, 0, 60)) for t in (values, gradient))))
+    assert all(torch.allclose(by_length[part], by_matrix[part], rtol=1e-4) for part in by_length)
+
+
+def test_rank_one_fisher_keeps_its_margins():
+    """F = [[1, 2], [2, 4]] has u = v = (3, 6), Z = 9 and is exactly u v^T / Z."""
+    torch.manual_seed(0)
+    now, then = ((torch.randn(2, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)) for _ in range(2))
+    margins = torch.tensor([3.0, 6.0], dtype=torch.float64)
+    d = 2.0 * (now[1] @ now[0] - then[1] @ then[0])
+    dense = (torch.tensor([[1.0, 2.0], [2.0, 4.0]]) * d.square()).sum()
+    assert ewc.product_penalty(now, then, margins, margins, 2.0).item() == pytest.approx(dense.item(), rel=1e-12)
+
+
+def test_product_penalty_equals_the_dense_form_and_passes_gradcheck():
+    torch.manual_seed(1)
+    a, b, a_then, b_then = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 7), (5, 3), (3, 7), (5, 3)))
+    u, v = torch.rand(5, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
+    v = v * u.sum() / v.sum()
+
+    def value(a, b):
+        return ewc.product_penalty((a, b), (a_then, b_then), u, v, 1.5)
+
+    d = 1.5 * (b @ a - b_then @ a_then)
+    assert value(a, b).item() == pytest.approx((torch.outer(u, v) / u.sum() * d.square()).sum().item(), rel=1e-12)
+    assert torch.autograd.gradcheck(value, (a.requires_grad_(), b.requires_grad_()))
+
+
+def test_the_same_function_has_the_same_product_penalty(model):
+    """(cA, B/c) is the same model: the product penalty stays, the one on the factors moves."""
+    docs, found = documents(*SIZES), {}
+    for space in ("product", "factor"):
+        given = settings(space=space)
+        anchors = ewc.anchored([], "phase1", ewc.fisher(model, docs, given, 0, PAD), model, given)
+        before = dense_updates(model)
+        with torch.no_grad():
+            for name, parameter in models.trainable(model).items():
+                parameter *= 3.0 if "lora_A" in name else 1 / 3.0
+        assert all(torch.allclose(before[n], d, atol=1e-6) for n, d in dense_updates(model).items())
+        found[space] = ewc.penalty(model, anchors, given).item()
+        with torch.no_grad():
+            for name, parameter in models.trainable(model).items():
+                parameter *= 1 / 3.0 if "lora_A" in name else 3.0
+    assert found["product"] < 1e-6 * found["factor"]
+
+
+def test_product_penalty_is_zero_at_the_anchor_with_zero_gradient_and_for_silent_layers(model):
+    given = settings(space="product")
+    anchors = ewc.anchored([], "phase1", ewc.fisher(model, documents(*SIZES), given, 0, PAD), model, given)
+    value = ewc.penalty(model, anchors, given)
+    value.backward()
+    assert value.item() == 0 and all((p.grad == 0).all() for p in models.trainable(model).values())
+    zero = torch.zeros(4)
+    shapes = (torch.randn(2, 4), torch.randn(4, 2))
+    assert ewc.product_penalty(shapes, tuple(torch.zeros_like(t) for t in shapes), zero, zero, 2.0).item() == 0
+
+
+def test_product_anchors_come_back_and_mixed_spaces_are_refused(model, tmp_path):
+    given = settings(space="product")
+    anchors = ewc.anchored([], "phase1", ewc.fisher(model, documents(*SIZES), given, 0, PAD), model, given)
+    ewc.save(tmp_path, anchors)
+    (loaded,) = ewc.load(tmp_path, model, given)
+    assert loaded.fisher.trace == pytest.approx(anchors[0].fisher.trace)
+    with torch.no_grad():
+        next(iter(models.trainable(model).values())).add_(0.1)
+    assert ewc.penalty(model, [loaded], given).item() == pytest.approx(ewc.penalty(model, anchors, given).item()) != 0
+    with pytest.raises(ConfigError, match="Set ewc.space=product"):
+        ewc.load(tmp_path, model, settings(space="factor"))
