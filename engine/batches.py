@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from engine.corpus.records import Record
+from engine.corpus.terms import Lexicon
 from engine.mixture import generator
 from engine.settings import ConfigError, Data
 
@@ -20,6 +21,7 @@ class Encoded(NamedTuple):
     ids: list[int]
     prompt: int
     cut: int  # source tokens that did not fit
+    terms: tuple[int, ...] = ()  # summary tokens (counted from the first) that belong to lexicon terms
 
     @property
     def summary_tokens(self) -> int:
@@ -29,8 +31,8 @@ class Encoded(NamedTuple):
 class Encoder:
     """Writes prompts the same way for training, Fisher and generation; only the source is ever cut."""
 
-    def __init__(self, tokenizer, data: Data):
-        self.tokenizer, self.data = tokenizer, data
+    def __init__(self, tokenizer, data: Data, lexicon: Lexicon | None = None):
+        self.tokenizer, self.data, self.lexicon = tokenizer, data, lexicon
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end-of-text token, so a summary could never end. Use another model")
         self._around: dict[str, tuple[list[int], list[int]]] = {}
@@ -63,7 +65,8 @@ class Encoder:
         if len(summary) + 1 > self.data.max_summary_length:
             return None
         prompt = self._prompt(record, source, len(summary) + 1)
-        return Encoded(prompt.ids + summary + [self.tokenizer.eos_token_id], prompt.prompt, prompt.cut)
+        ids = prompt.ids + summary + [self.tokenizer.eos_token_id]
+        return Encoded(ids, prompt.prompt, prompt.cut, self._term_tokens(record.summary or ""))
 
     def _prompt(self, record: Record, source: list[int], room: int) -> Encoded:
         before, after = self._surroundings(record.modality)
@@ -75,6 +78,20 @@ class Encoder:
             )
         ids = before + source[:space] + after
         return Encoded(ids, len(ids), max(0, len(source) - space))
+
+    def _term_tokens(self, summary: str) -> tuple[int, ...]:
+        """Tokens of a summary whose characters overlap a term of the lexicon."""
+        if self.lexicon is None:
+            return ()
+        found = list(self.lexicon.spans(summary))
+        if not found:
+            return ()
+        told = self.tokenizer(summary, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return tuple(
+            index
+            for index, (start, end) in enumerate(told["offset_mapping"])
+            if any(start < span.end and end > span.start for span in found)
+        )
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """Tokens of plain text; what looks like a control token in it stays text."""
@@ -99,10 +116,14 @@ class Encoder:
 
 
 class Row(NamedTuple):
-    """One document of a step. stream: new, memory (replay of older phases) or base (the base's own answers)."""
+    """One document of a step. stream: new, memory (replay of older phases) or base (the base's own answers).
+
+    teacher: the phase whose adapter a memory document is held to.
+    """
 
     document: Encoded
     stream: str
+    teacher: str = ""
 
 
 class Shares(NamedTuple):
@@ -116,24 +137,45 @@ class Batch(NamedTuple):
     """A micro-batch, padded on the right. Causal attention never looks right, so no attention mask is needed.
 
     ids (N, L); predicts (N, L) bool: this position predicts a summary token. For the K tokens so marked, in row-major
-    order: targets (K,), nll_weight (K,), kl_weight (K,). The weights hold the denominators of the whole step, so a
-    loss is a plain sum and does not depend on how the step was cut into micro-batches.
-    base_rows: indices of rows whose teacher is the base; base_tokens (K,) bool marks their tokens.
+    order: targets (K,), rows (K,) the row of each, and what each counts in a loss. The weights hold the denominators of
+    the whole step, so a loss is a plain sum and does not depend on how the step was cut into micro-batches; diversity
+    is the stated exception, with part = 1 / micro-batches. documents (N,): 1 / new documents of the step, 0 for old
+    ones. rows_of: {"base" or phase: rows (n,) whose teacher it is}.
     """
 
     ids: Tensor
     predicts: Tensor
     targets: Tensor
+    rows: Tensor
     nll_weight: Tensor
-    kl_weight: Tensor
-    base_rows: Tensor
-    base_tokens: Tensor
+    term_weight: Tensor
+    base_weight: Tensor
+    memory_weight: Tensor
+    documents: Tensor
+    part: float
+    rows_of: dict[str, Tensor]
 
     def to(self, device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        moved = {name: t.to(device, non_blocking=True) for name, t in self._asdict().items() if isinstance(t, Tensor)}
+        return self._replace(**moved, rows_of={name: rows.to(device) for name, rows in self.rows_of.items()})
+
+    def tokens_of(self, rows: Tensor) -> Tensor:
+        """(K,) bool: the tokens of some of the rows."""
+        return torch.isin(self.rows, rows)
 
 
-def draw_until(pool: Sequence[Encoded], tokens: float, key: Iterable) -> list[Encoded]:
+class Totals(NamedTuple):
+    """Denominators of a step: what a token or a document counts in a loss."""
+
+    nll: dict[str, float]  # per stream
+    term: float
+    base: float
+    memory: float
+    document: float
+    part: float
+
+
+def draw_until(pool: Sequence[Row], tokens: float, key: Iterable) -> list[Row]:
     """Whole documents of a pool, drawn without repetition by a keyed generator, until `tokens` summary tokens are there."""
     if not pool or tokens <= 0:
         return []
@@ -141,14 +183,14 @@ def draw_until(pool: Sequence[Encoded], tokens: float, key: Iterable) -> list[En
     order = generator(*key).sample(range(len(pool)), len(pool))
     for index in order:
         drawn.append(pool[index])
-        have += pool[index].summary_tokens
+        have += pool[index].document.summary_tokens
         if have >= tokens:
             break
     return drawn
 
 
 def step_rows(
-    new: list[Encoded], memory: Sequence[Encoded], answers: Sequence[Encoded], shares: Shares, seed: int, step: int
+    new: list[Encoded], memory: Sequence[Row], answers: Sequence[Row], shares: Shares, seed: int, step: int
 ) -> list[Row]:
     """All rows of optimizer step `step` (counted over the run): new documents, then replay, then base replay.
 
@@ -157,8 +199,7 @@ def step_rows(
     tokens = sum(document.summary_tokens for document in new)
     rows = [Row(document, "new") for document in new]
     for stream, pool, share in (("memory", memory, shares.memory), ("base", answers, shares.base)):
-        drawn = draw_until(pool, share / (1 - share) * tokens, (seed, stream, step))
-        rows += [Row(document, stream) for document in drawn]
+        rows += draw_until(pool, share / (1 - share) * tokens, (seed, stream, step))
     return rows
 
 
@@ -167,42 +208,65 @@ def micro_batches(rows: list[Row], size: int, memory_share: float, pad: int) -> 
 
     L_CE = (1 - q) * mean over new tokens + q * mean over memory tokens: the share of old in the loss is exactly q.
     """
-    totals = {
-        name: sum(row.document.summary_tokens for row in rows if row.stream == name)
-        for name in ("new", "memory", "base")
-    }
-    q = memory_share if totals["memory"] else 0.0
-    weights = {
-        "new": ((1 - q) / totals["new"] if totals["new"] else 0.0, 0.0),
-        "memory": (q / totals["memory"] if totals["memory"] else 0.0, 0.0),
-        "base": (0.0, 1 / totals["base"] if totals["base"] else 0.0),
-    }
     ordered = sorted(rows, key=lambda row: len(row.document.ids))
     count = -(-len(ordered) // size)
     cuts = [round(len(ordered) * k / count) for k in range(count + 1)]
-    return [collate(ordered[a:b], weights, pad) for a, b in zip(cuts, cuts[1:], strict=False)]
+    totals = totals_of(rows, memory_share, count)
+    return [collate(ordered[a:b], totals, pad) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-def collate(rows: list[Row], weights: dict[str, tuple[float, float]], pad: int) -> Batch:
-    """weights: {stream: (weight of a token's nll, weight of its KL to the base)}."""
+def totals_of(rows: list[Row], memory_share: float, parts: int = 1) -> Totals:
+    """What each token and document of a step counts, from the numbers of tokens in all of its micro-batches."""
+    tokens = {s: sum(row.document.summary_tokens for row in rows if row.stream == s) for s in ("new", "memory", "base")}
+    terms = sum(len(row.document.terms) for row in rows if row.stream != "base")
+    q = memory_share if tokens["memory"] else 0.0
+    return Totals(
+        nll={"new": _over(1 - q, tokens["new"]), "memory": _over(q, tokens["memory"]), "base": 0.0},
+        term=_over(1.0, terms),
+        base=_over(1.0, tokens["base"]),
+        memory=_over(1.0, tokens["memory"]),
+        document=_over(1.0, sum(row.stream == "new" for row in rows)),
+        part=1 / parts,
+    )
+
+
+def _over(share: float, count: int) -> float:
+    return share / count if count else 0.0
+
+
+def collate(rows: list[Row], totals: Totals, pad: int) -> Batch:
+    """The tensors of some rows of a step."""
     length = max(len(row.document.ids) for row in rows)
     ids = torch.full((len(rows), length), pad)
     predicts = torch.zeros((len(rows), length), dtype=torch.bool)
-    targets, nll, kl, base = [], [], [], []
-    for index, (document, stream) in enumerate(rows):
+    targets, of_row = [], []
+    weights: dict[str, list[float]] = {"nll": [], "term": [], "base": [], "memory": []}
+    teachers: dict[str, list[int]] = {}
+    for index, (document, stream, teacher) in enumerate(rows):
         ids[index, : len(document.ids)] = torch.tensor(document.ids)
         predicts[index, document.prompt - 1 : len(document.ids) - 1] = True
-        count = document.summary_tokens
+        count, terms = document.summary_tokens, set(document.terms)
         targets += document.ids[document.prompt :]
-        nll += [weights[stream][0]] * count
-        kl += [weights[stream][1]] * count
-        base += [stream == "base"] * count
+        of_row += [index] * count
+        weights["nll"] += [totals.nll[stream]] * count
+        weights["term"] += [totals.term * (k in terms and stream != "base") for k in range(count)]
+        weights["base"] += [totals.base * (stream == "base")] * count
+        weights["memory"] += [totals.memory * (stream == "memory")] * count
+        if name := "base" if stream == "base" else teacher:
+            teachers.setdefault(name, []).append(index)
     return Batch(
         ids,
         predicts,
         torch.tensor(targets),
-        torch.tensor(nll, dtype=torch.float32),
-        torch.tensor(kl, dtype=torch.float32),
-        torch.tensor([index for index, row in enumerate(rows) if row.stream == "base"], dtype=torch.long),
-        torch.tensor(base),
+        torch.tensor(of_row),
+        *(torch.tensor(values, dtype=torch.float32) for values in weights.values()),
+        torch.tensor([totals.document * (row.stream == "new") for row in rows], dtype=torch.float32),
+        totals.part,
+        {name: torch.tensor(indices) for name, indices in teachers.items()},
     )
+
+
+def plain_batch(documents: Sequence[Encoded], pad: int) -> Batch:
+    """A batch in which every summary token counts 1, for sums over documents (Fisher, evaluation)."""
+    totals = Totals({"new": 1.0}, 0.0, 0.0, 0.0, 1.0, 1.0)
+    return collate([Row(document, "new") for document in documents], totals, pad)

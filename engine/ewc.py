@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.batches import Encoded, Row, collate
+from engine.batches import Encoded, plain_batch
 from engine.mixture import integer
 from engine.models import summary_logits, trainable
 from engine.settings import ConfigError, Ewc
@@ -105,7 +105,7 @@ def fisher(
             model.train(was_training)
             return None
         chosen = order[first : first + settings.fisher_batch_size]
-        batch = collate([Row(documents[index], "new") for index in chosen], {"new": (1.0, 0.0)}, pad)
+        batch = plain_batch([documents[index] for index in chosen], pad)
         batch = batch.to(next(model.parameters()).device)
         counts = [documents[index].summary_tokens for index in chosen]
         tokens += sum(counts)

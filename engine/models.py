@@ -3,6 +3,7 @@
 import contextlib
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
     from peft import LoraConfig, PeftModel, get_peft_model
 
+STUDENT = "default"  # the adapter that learns; PEFT's own name for the first one
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -122,19 +124,45 @@ def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
     return model(input_ids=batch.ids, logits_to_keep=batch.predicts, use_cache=False).logits
 
 
-def base_log_probabilities(model: PeftModel, batch: Batch) -> Tensor | None:
-    """log p of the base (adapter off, eval mode, no gradient) at the base-replay tokens: (K_base, V). None without any.
+def load_teacher(model: PeftModel, folder: Path, name: str) -> None:
+    """Put the adapter of an earlier phase beside the student's, frozen. Raises ConfigError if it does not fit."""
+    with _quiet_peft():
+        try:
+            model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: this adapter does not load as a teacher ({first_line(error)})") from error
+    model.set_adapter(STUDENT)
 
-    To be called before the student's forward: with activation checkpointing, an adapter that is off during the
-    backward pass would leave the student without any gradient, and nothing would tell.
+
+def teacher_log_probabilities(model: PeftModel, batch: Batch, names: Iterable[str]) -> dict[str, Tensor]:
+    """{teacher: log p (K_teacher, V) at the summary tokens of its rows}: the base (adapter off) or a phase's adapter.
+
+    Eval mode, no gradient. To be called before the student's forward: with activation checkpointing, an adapter that is
+    off or switched during the backward pass would leave the student without any gradient, and nothing would tell.
     """
-    if not len(batch.base_rows):
-        return None
-    was_training = model.training
+    wanted = [name for name in names if name in batch.rows_of]
+    if not wanted:
+        return {}
+    was_training, found = model.training, {}
     model.eval()
-    predicts = batch.predicts[batch.base_rows]
-    ids = batch.ids[batch.base_rows]
-    with torch.no_grad(), model.disable_adapter():
-        logits = model(input_ids=ids, logits_to_keep=predicts, use_cache=False).logits
+    for name in wanted:
+        rows = batch.rows_of[name]
+        with torch.no_grad(), _speaking(model, name):
+            logits = model(input_ids=batch.ids[rows], logits_to_keep=batch.predicts[rows], use_cache=False).logits
+        found[name] = logits.float().log_softmax(-1)
     model.train(was_training)
-    return logits.float().log_softmax(-1)
+    return found
+
+
+@contextlib.contextmanager
+def _speaking(model: PeftModel, name: str):
+    """A teacher in the student's place; afterwards the student is back, and it alone can learn."""
+    if name == "base":
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(STUDENT)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -28,8 +29,13 @@ def save_buffer(folder: Path, records: Sequence[Record]) -> None:
     write_jsonl(folder / BUFFER, list(records))
 
 
+def teacher(record: Record) -> str:
+    """The phase that put a record into the buffer; its adapter is what the record is held to."""
+    return record.extra["phase"]
+
+
 def choose(records: Sequence[Record], share: float, seed: int, phase: str) -> list[Record]:
-    """`share` of a phase's records, stratified by modality, domain and length (terciles), by largest remainder.
+    """`share` of a phase's records, marked with the phase, stratified by modality, domain and length (terciles), by largest remainder.
 
     Which ones follows from (seed, phase). Keeps at least one record where share > 0.
     """
@@ -49,7 +55,7 @@ def choose(records: Sequence[Record], share: float, seed: int, phase: str) -> li
     chosen = []
     for key, part in strata.items():
         chosen += generator(seed, "buffer", phase, key).sample(part, counts[key])
-    return chosen
+    return [replace(record, extra=record.extra | {"phase": phase}) for record in chosen]
 
 
 def base_answers(work: Work, base: nn.Module, encoder: Encoder, videos: Sequence[Record]) -> list[Encoded]:

@@ -70,6 +70,7 @@ class Data(Section):
     papers: Path | None = Field(None, description="JSONL or HDF5 with records of modality paper")
     videos: Path | None = Field(None, description="JSONL or HDF5 with records of modality video")
     pairs: Path | None = Field(None, description="JSONL or HDF5 with both sides of each pair, joined by pair_id")
+    terms: Path | None = Field(None, description="lexicon, one term a line, for the term loss")
     test: Path | None = Field(None, description="JSONL or HDF5 to evaluate on; empty: test_share of papers and videos")
     test_share: float = Field(0.1, ge=0, lt=0.5, description="share of groups held out for evaluation if test is empty")
     fisher_share: float = Field(0.05, ge=0, lt=0.5, description="share of groups held out for the Fisher information")
@@ -128,6 +129,10 @@ class Curriculum(Section):
 
 class Losses(Section):
     cross_entropy: float = Field(1.0, ge=0, description="nats per summary token")
+    term: float = Field(0.0, ge=0, description="cross-entropy of the tokens of lexicon terms (data.terms), once more")
+    diversity: float = Field(0.0, ge=0, description="1 - entropy of a micro-batch's mean prediction / log V")
+    drift: float = Field(0.0, ge=0, description="how far the expected embedding is from the reference's, as a hinge")
+    drift_target: float = Field(0.75, gt=0, le=1, description="cosine above which drift is 0")
 
 
 class Ewc(Section):
@@ -159,6 +164,9 @@ class Replay(Section):
 
 
 class Distil(Section):
+    phase: float = Field(
+        1.0, ge=0, description="weight of KL(phase adapter || model) on replayed records, nats per token"
+    )
     base: float = Field(0.3, ge=0, description="weight of KL(base || model) on the base's own answers, nats per token")
     base_share: float = Field(0.05, ge=0, lt=1, description="tokens of base replay, as a share of a step's tokens")
     base_records: int = Field(64, ge=1, description="video prompts the base answers once, before training")
@@ -224,6 +232,10 @@ class Settings(Section):
                     for source in missing
                 )
             )
+        if self.losses.term and not self.data.terms:
+            raise ValueError("losses.term needs a lexicon: give data.terms=FILE, or set losses.term=0")
+        if self.distil.base and self.selected_phases() and not self.data.videos:
+            raise ValueError("distil.base answers video prompts: give data.videos=FILE, or set distil.base=0")
         if self.model.name_or_path and self.model.build:
             raise ValueError("model.name_or_path and model.build exclude each other; set one of them to null")
         return self
@@ -467,7 +479,7 @@ def _type_name(field) -> str:
 def dump(settings: Settings) -> dict:
     """A plain mapping from which `load` gives the same settings; paths absolute, for spec.yaml."""
     content = settings.model_dump(by_alias=True, mode="json")
-    for section, name in (("data", s) for s in (*SOURCES, "test")):
+    for section, name in (("data", s) for s in (*SOURCES, "terms", "test")):
         if content[section][name]:
             content[section][name] = str(Path(content[section][name]).absolute())
     if content["model"]["adapter"]:

@@ -3,8 +3,6 @@
 import math
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,33 +11,15 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from engine import checkpoint, ewc, files, losses, models, replay
-from engine.batches import Encoded, Encoder, Shares, micro_batches, step_rows
-from engine.corpus.records import Record
-from engine.corpus.split import COLUMNS, Corpus, assemble
+from engine.batches import Row, micro_batches, step_rows
 from engine.evaluation.run import about
-from engine.events import FisherProgress, PhaseStarted, Saved, Stage, Step, Warned
-from engine.mixture import PhasePlan, Schedule, generator, integer, schedule
-from engine.settings import ConfigError, Phase, Settings
+from engine.events import FisherProgress, PhaseStarted, Saved, Stage, Step
+from engine.material import Material, prepare
+from engine.mixture import integer
+from engine.settings import ConfigError, Settings
 from engine.work import Cancelled, Work
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Material:
-    """Everything of a phase that is in tokens."""
-
-    plan: PhasePlan
-    schedule: Schedule
-    documents: dict[str, list[tuple[Encoded, ...]]]  # per source and index: one document, or both sides of a pair
-    memory: list[Encoded]
-    answers: list[Encoded]
-    fisher: list[Encoded]
-    shares: Shares
-
-    def new(self, step: int) -> list[Encoded]:
-        """The new documents of a step counted over the run."""
-        return [document for draw in self.schedule.at(step) for document in self.documents[draw.source][draw.index]]
 
 
 def run(work: Work) -> dict:
@@ -57,25 +37,9 @@ def run(work: Work) -> dict:
     accelerator = Accelerator(mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
     if accelerator.num_processes > 1:
         raise ConfigError("a phase runs in one process here; start it without `accelerate launch`")
-    phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
-    corpus = assemble(settings.data)
     tokenizer = models.load_tokenizer(work.model, settings.model)
-    encoder = Encoder(tokenizer, settings.data)
     base = models.load_base(work.model, settings.model)
-    corpus, documents = _encode(work, encoder, corpus)
-    plan = schedule(settings, corpus.sizes)
-    kept = replay.load_buffer(work.start_from)
-    material = Material(
-        plan=plan.phase(phase.name),
-        schedule=plan,
-        documents=documents,
-        memory=[document for document in encoder.encode(kept) if document],
-        answers=replay.base_answers(work, base, encoder, corpus.videos) if settings.distil.base else [],
-        fisher=[d for d in encoder.encode(_fisher_records(settings, phase, corpus)) if d]
-        if _needs_fisher(settings, phase)
-        else [],
-        shares=Shares(settings.replay.batch_share, settings.distil.base_share if settings.distil.base else 0.0),
-    )
+    material = prepare(work, tokenizer, base)
     start = checkpoint.demand(work.start_from) if work.start_from else None
     resumed = checkpoint.newest_step(work.folder)
     source = resumed[1] if resumed else start
@@ -86,6 +50,8 @@ def run(work: Work) -> dict:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
+    for name in material.teachers:
+        models.load_teacher(model, checkpoint.demand(work.run_folder / name / checkpoint.FINAL), name)
     anchors = ewc.load(start, model, settings.ewc) if start and settings.ewc.lambda_ else []
     model, optimizer = accelerator.prepare(model, optimizer)
     if resumed:
@@ -95,7 +61,7 @@ def run(work: Work) -> dict:
     _train(work, accelerator, model, optimizer, material, anchors, resumed[0] if resumed else 0, tokenizer.pad_token_id)
     plain = accelerator.unwrap_model(model)
     anchors = _consolidate(work, plain, material, anchors, tokenizer.pad_token_id)
-    return _finish(work, plain, tokenizer, corpus, material, kept, anchors)
+    return _finish(work, plain, tokenizer, material, anchors)
 
 
 def _train(
@@ -116,17 +82,10 @@ def _train(
         step = plan.start + index
         set_seed(integer(train.seed, "dropout", step) % 2**32)
         rows = step_rows(material.new(step), material.memory, material.answers, material.shares, train.seed, step)
-        parts: dict[str, Tensor] = {}
-        for batch in micro_batches(rows, train.per_device_train_batch_size, material.shares.memory, pad):
-            batch = batch.to(accelerator.device)
-            teacher = models.base_log_probabilities(model, batch) if settings.distil.base else None
-            mixed = losses.mix(models.summary_logits(model, batch), batch, teacher, settings.losses, settings.distil)
-            accelerator.backward(sum(mixed.values()))
-            parts = {n: parts.get(n, 0.0) + value.detach() for n, value in mixed.items()} | {
-                n: value for n, value in parts.items() if n not in mixed
-            }
+        parts = _backward(accelerator, model, material, rows, settings, pad)
         if anchors:
-            held = ewc.penalty(model, anchors, settings.ewc)  # once a step, whatever the accumulation
+            # once a step, whatever the accumulation
+            held = ewc.penalty(accelerator.unwrap_model(model), anchors, settings.ewc)
             accelerator.backward(held)
             parts["ewc"] = held.detach()
         values = {name: value.item() for name, value in parts.items()}
@@ -140,22 +99,29 @@ def _train(
         tokens += sum(len(row.document.ids) for row in rows)
         if (index + 1) % train.logging_steps == 0 or index + 1 == plan.steps:
             elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-            lr = optimizer.param_groups[0]["lr"]
-            work.emit(
-                Step(
-                    index + 1,
-                    plan.steps,
-                    values,
-                    sum(values.values()),
-                    lr,
-                    float(norm),
-                    tokens / elapsed,
-                    peak_memory(),
-                )
-            )
+            lr, total, pace = optimizer.param_groups[0]["lr"], sum(values.values()), tokens / elapsed
+            work.emit(Step(index + 1, plan.steps, values, total, lr, float(norm), pace, peak_memory()))
             tokens = 0
         if (index + 1) % train.save_steps == 0 or index + 1 == plan.steps:
             _save_step(work, model, optimizer, index + 1)
+
+
+def _backward(
+    accelerator: Accelerator, model, material: Material, rows: list[Row], settings: Settings, pad: int
+) -> dict:
+    """The gradient of a step's rows, micro-batch by micro-batch; returns {component: its value over the step}."""
+    parts: dict[str, Tensor] = {}
+    embedding = model.get_input_embeddings().weight
+    teachers = [*material.teachers, *(["base"] if settings.distil.base else [])]
+    for batch in micro_batches(rows, settings.train.per_device_train_batch_size, material.shares.memory, pad):
+        batch = batch.to(accelerator.device)
+        told = models.teacher_log_probabilities(model, batch, teachers)
+        logits = models.summary_logits(model, batch)
+        mixed = losses.mix(logits, batch, told, embedding, settings.losses, settings.distil)
+        accelerator.backward(sum(mixed.values()))
+        for name, value in mixed.items():
+            parts[name] = parts.get(name, 0.0) + value.detach()
+    return parts
 
 
 def rate_factor(index: int, steps: int, warmup_ratio: float) -> float:
@@ -181,49 +147,6 @@ def _refuse_infinite(values: dict[str, float], step: int) -> None:
             f"step {step}: {' and '.join(bad)} is {values[bad[0]]}. The weights are those of the step before; "
             "lower train.learning_rate (or ewc.lambda) and retry"
         )
-
-
-def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[str, list[tuple[Encoded, ...]]]]:
-    """The training data in tokens, and the corpus without the records that cannot be trained on."""
-    for warning in corpus.warnings:
-        work.emit(Warned(warning))
-    kept, documents, cut, long = {}, {}, 0, []
-    for source, size in corpus.sizes.items():
-        groups = [corpus.documents(source, index) for index in range(size)]
-        encoded = iter(encoder.encode([record for group in groups for record in group]))
-        rows = [tuple(next(encoded) for _ in group) for group in groups]
-        long += [group[0].id for group, row in zip(groups, rows, strict=True) if None in row]
-        kept[source] = [index for index, row in enumerate(rows) if None not in row]
-        documents[source] = [rows[index] for index in kept[source]]
-        cut += sum(document.cut > 0 for row in documents[source] for document in row)
-    limit = work.settings.data.max_summary_length
-    if long:
-        shown = ", ".join(long[:3]) + (", ..." if len(long) > 3 else "")
-        work.emit(Warned(f"{len(long)} records left out: their summary is longer than {limit} tokens ({shown})"))
-    if cut:
-        work.emit(Warned(f"{cut} sources are longer than data.max_length and were cut at their end"))
-    parts = {source: tuple(getattr(corpus, source)[index] for index in indices) for source, indices in kept.items()}
-    return Corpus(**{**corpus.__dict__, **parts}), documents
-
-
-def _needs_fisher(settings: Settings, phase: Phase) -> bool:
-    """The last phase of a curriculum is anchored by none, so its Fisher is not worth its time."""
-    return settings.ewc.lambda_ > 0 and phase is not settings.curriculum.phases[-1]
-
-
-def _fisher_records(settings: Settings, phase: Phase, corpus: Corpus) -> list[Record]:
-    """Held-out documents in the proportions of the phase; a pair counts as half a paper and half a video."""
-    shares = {
-        column: phase.mixture.get(column, 0.0) + phase.mixture.get("pairs", 0.0) / 2 for column in COLUMNS.values()
-    }
-    chosen = []
-    for modality, column in COLUMNS.items():
-        members = [record for record in corpus.fisher if record.modality == modality]
-        wanted = min(len(members), round(settings.ewc.fisher_samples * shares[column]))
-        chosen += generator(settings.train.seed, "fisher documents", phase.name, modality).sample(members, wanted)
-    if not chosen:
-        raise ConfigError("no document is held out for the Fisher: raise data.fisher_share, or set ewc.lambda=0")
-    return chosen
 
 
 def _consolidate(work: Work, model, material: Material, anchors: list, pad: int) -> list:
@@ -253,7 +176,7 @@ def _save_step(work: Work, model, optimizer, done: int) -> None:
         return
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[models.STUDENT])
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(optimizer.state_dict(), file)
 
@@ -264,9 +187,7 @@ def _save_step(work: Work, model, optimizer, done: int) -> None:
         work.emit(Saved(str(folder), done, size))
 
 
-def _finish(
-    work: Work, model, tokenizer, corpus: Corpus, material: Material, kept: Sequence[Record], anchors: list
-) -> dict:
+def _finish(work: Work, model, tokenizer, material: Material, anchors: list) -> dict:
     """final/: adapter, tokenizer, anchors, replay buffer and what they are."""
     settings, plan = work.settings, material.plan
     work.emit(Stage("saving"))
@@ -274,14 +195,14 @@ def _finish(
         record
         for source, _ in plan.counts
         for index in material.schedule.seen(plan, source)
-        for record in corpus.documents(source, index)
+        for record in material.corpus.documents(source, index)
     ]
-    known = {record.id for record in kept}
+    known = {record.id for record in material.kept}
     fresh = replay.choose(seen, settings.replay.buffer_share, settings.train.seed, plan.name)
-    buffer = [*kept, *(record for record in fresh if record.id not in known)]
+    buffer = [*material.kept, *(record for record in fresh if record.id not in known)]
     facts = {
         "step": plan.end,
-        "trained_on": corpus.hashes,
+        "trained_on": material.corpus.hashes,
         "replay_records": len(buffer),
         "ewc": [
             {
@@ -298,7 +219,7 @@ def _finish(
     }
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[models.STUDENT])
         tokenizer.save_pretrained(folder)
         replay.save_buffer(folder, buffer)
         if anchors:

@@ -98,7 +98,7 @@ def engine() -> list[str]:
 
     from engine import ewc, models
     from engine.base import new_model, train_tokenizer
-    from engine.batches import Encoder, Row, collate
+    from engine.batches import Encoder, plain_batch
     from engine.corpus import pocket
     from engine.corpus.split import assemble
     from engine.settings import Ewc, Lora, load
@@ -119,14 +119,14 @@ def engine() -> list[str]:
     def loop() -> None:
         model.eval()
         for document in documents:
-            batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, 0)
+            batch = plain_batch([document], 0)
             loss = functional.cross_entropy(models.summary_logits(model, batch), batch.targets, reduction="sum")
             for gradient in torch.autograd.grad(loss, weights):
                 gradient.square()
 
     given = Ewc(**{"lambda": 1, "unit": "per_token", "labels": "empirical", "fisher_batch_size": 16})
     fisher = alternating(3, loop=loop, batched=lambda: ewc.fisher(model, documents, given, 0, 0))
-    batch = collate([Row(document, "new") for document in documents[:16]], {"new": (1.0, 0.0)}, 0)
+    batch = plain_batch(documents[:16], 0)
 
     def label_only() -> None:
         functional.cross_entropy(models.summary_logits(model, batch), batch.targets).backward()

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from engine import ewc, models
-from engine.batches import Encoded, Row, collate
+from engine.batches import Encoded, plain_batch
 from engine.settings import ConfigError, Ewc, Lora
 
 pytestmark = pytest.mark.engine
@@ -47,7 +47,7 @@ def looped(model, docs) -> dict[str, torch.Tensor]:
     weights, tokens = models.trainable(model), 0
     total = {name: torch.zeros_like(parameter) for name, parameter in weights.items()}
     for document in docs:
-        batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, PAD)
+        batch = plain_batch([document], PAD)
         loss = functional.cross_entropy(models.summary_logits(model, batch), batch.targets, reduction="sum")
         for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
             total[name] += gradient.square()
@@ -79,7 +79,7 @@ def test_batch_size_changes_nothing(model):
 def test_squaring_the_batch_gradient_would_be_another_number(model):
     docs = documents(*SIZES)
     model.eval()
-    batch = collate([Row(document, "new") for document in docs], {"new": (1.0, 0.0)}, PAD)
+    batch = plain_batch(docs, PAD)
     functional.cross_entropy(models.summary_logits(model, batch), batch.targets, reduction="sum").backward()
     wrong = sum(parameter.grad.square().sum().item() for parameter in models.trainable(model).values()) / 22
     model.zero_grad()
@@ -90,7 +90,7 @@ def test_sampled_labels_give_the_enumerated_fisher(model):
     """One summary token: the Fisher is sum_y p(y) (d log p(y))^2, here enumerated over the whole vocabulary."""
     (document,) = documents((6, 1))
     model.eval()
-    batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, PAD)
+    batch = plain_batch([document], PAD)
     weight = next(p for n, p in models.trainable(model).items() if "lora_B" in n and "down_proj" in n)
     log_p = models.summary_logits(model, batch).log_softmax(-1)[0]
     exact, mean = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -163,7 +163,7 @@ def test_token_mean_fisher_times_400_is_our_fisher_times_the_converted_lambda(mo
     mean = {name: torch.zeros_like(parameter) for name, parameter in weights.items()}
     model.eval()
     for document in docs:
-        batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, PAD)
+        batch = plain_batch([document], PAD)
         loss = functional.cross_entropy(models.summary_logits(model, batch), batch.targets)  # token mean
         for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
             mean[name] += gradient.square() / len(docs)
@@ -224,7 +224,7 @@ def looped_margins(model, docs) -> dict[str, torch.Tensor]:
     names = {f"{name}.base_layer.weight": name for name in layers}
     total, tokens = {}, 0
     for document in docs:
-        batch = collate([Row(document, "new")], {"new": (1.0, 0.0)}, PAD)
+        batch = plain_batch([document], PAD)
         added = {
             full: module.base_layer.weight.detach().clone().requires_grad_()
             for full, module in zip(names, layers.values(), strict=True)

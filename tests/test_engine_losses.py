@@ -19,12 +19,16 @@ def document(prompt: int, summary: int, start: int = 5) -> Encoded:
     return Encoded(list(range(start, start + prompt + summary)), prompt, 0)
 
 
-def batch_of(nll_weight, kl_weight=None, base=None, targets=None) -> Batch:
-    count = len(nll_weight)
+def batch_of(nll=None, targets=(), rows=None, documents=(), part=1.0, rows_of=None, **weights) -> Batch:
+    """A batch of K tokens by hand; what is not given counts nothing."""
+    count = len(targets) or len(nll)
+    zeros = [0.0] * count
     empty = torch.zeros(0, dtype=torch.long)
+    kinds = [nll or zeros, *(weights.get(name, zeros) for name in ("term", "base", "memory"))]
     return Batch(
-        empty, empty, torch.tensor(targets or [0] * count), torch.tensor(nll_weight), torch.tensor(kl_weight or [0.0] * count),
-        empty, torch.tensor(base or [False] * count),
+        empty, empty, torch.tensor(list(targets) or [0] * count), torch.tensor(rows or [0] * count),
+        *(torch.tensor(values, dtype=torch.float64) for values in kinds), torch.tensor(documents, dtype=torch.float64), part,
+        {name: torch.tensor(members) for name, members in (rows_of or {}).items()},
     )  # fmt: skip
 
 
@@ -44,7 +48,7 @@ def test_cross_entropy_equals_pytorch_in_value_and_gradient():
     torch.manual_seed(0)
     logits = torch.randn(7, 11, requires_grad=True)
     targets = torch.randint(0, 11, (7,))
-    ours = losses.cross_entropy(logits, batch_of([1 / 7] * 7, targets=targets.tolist()))
+    ours = losses.cross_entropy(logits, batch_of([1 / 7] * 7, targets.tolist()))
     (gradient,) = torch.autograd.grad(ours, logits)
     plain = functional.cross_entropy(logits, targets)
     (expected,) = torch.autograd.grad(plain, logits)
@@ -55,44 +59,47 @@ def test_cross_entropy_equals_pytorch_in_value_and_gradient():
 def test_kl_of_two_known_distributions():
     teacher = torch.tensor([[0.7, 0.2, 0.1]]).log()
     student = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    batch = batch_of([0.0], [1.0], [True])
+    batch = batch_of([0.0], rows_of={"base": [0]}, base=[1.0])
     expected = 0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.2)
-    value = losses.distil_base(student, batch, teacher)
+    value = losses.distil_base(student, batch, {"base": teacher})
     assert value.item() == pytest.approx(expected, abs=1e-6) == pytest.approx(0.0851, abs=1e-4)
-    assert losses.distil_base(teacher, batch, teacher).item() == pytest.approx(0.0, abs=1e-7)
+    assert losses.distil_base(teacher, batch, {"base": teacher}).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_kl_gradient_against_finite_differences():
     torch.manual_seed(1)
     teacher = torch.randn(3, 5, dtype=torch.float64).log_softmax(-1)
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    batch = batch_of([0.0] * 3, [0.2, 0.3, 0.5], [True] * 3)
+    batch = batch_of([0.0] * 3, rows_of={"base": [0]}, base=[0.2, 0.3, 0.5])
 
     def value(z):
         student = z.log_softmax(-1)
         return ((teacher.exp() * (teacher - student)).sum(-1) * torch.tensor([0.2, 0.3, 0.5])).sum()
 
     assert torch.autograd.gradcheck(value, logits)
-    (ours,) = torch.autograd.grad(losses.distil_base(logits, batch, teacher), logits)
+    (ours,) = torch.autograd.grad(losses.distil_base(logits, batch, {"base": teacher}), logits)
     (brute,) = torch.autograd.grad(value(logits), logits)
     assert torch.allclose(ours.float(), brute.float(), atol=1e-6)
 
 
 def test_the_parts_are_weighted_and_zero_weights_skip():
     logits, batch = torch.randn(2, 4), batch_of([0.5, 0.5])
-    parts = losses.mix(logits, batch, None, Losses(cross_entropy=2.0), Distil(base=0))
+    parts = losses.mix(logits, batch, {}, torch.eye(4), Losses(cross_entropy=2.0), Distil())
     assert parts.keys() == {"cross_entropy"}
     assert parts["cross_entropy"].item() == pytest.approx(2 * losses.cross_entropy(logits, batch).item())
-    assert losses.mix(logits, batch, None, Losses(cross_entropy=0), Distil(base=0))["cross_entropy"].item() == 0
+    assert losses.mix(logits, batch, {}, torch.eye(4), Losses(cross_entropy=0), Distil())["cross_entropy"].item() == 0
 
 
 def test_every_weight_has_a_loss_of_its_name():
-    assert {name for name in Losses.model_fields if not callable(getattr(losses, name, None))} == set()
+    weights = {name for name in Losses.model_fields if not name.endswith("_target")}
+    assert {name for name in weights if not callable(getattr(losses, name, None))} == set()
+    assert set(Losses(**dict.fromkeys(weights, 0.0)).model_dump()) - {"drift_target"} == weights
 
 
 def test_replay_has_exactly_its_share_of_the_loss():
     new = [document(4, 9), document(3, 2), document(6, 5)]
-    rows = step_rows(new, [document(2, 3), document(5, 7), document(4, 4)], [document(3, 6)], Shares(0.1, 0.05), 0, 3)
+    memory = [Row(document(*sizes), "memory", "phase1") for sizes in ((2, 3), (5, 7), (4, 4))]
+    rows = step_rows(new, memory, [Row(document(3, 6), "base")], Shares(0.1, 0.05), 0, 3)
     batches = micro_batches(rows, 2, 0.1, PAD)
     tokens = {
         name: sum(r.document.summary_tokens for r in rows if r.stream == name) for name in ("new", "memory", "base")
@@ -103,8 +110,13 @@ def test_replay_has_exactly_its_share_of_the_loss():
     light = 0.9 / tokens["new"]
     new_part = sum((batch.nll_weight[(batch.nll_weight - light).abs() < 1e-7]).sum().item() for batch in batches)
     assert new_part == pytest.approx(0.9, abs=1e-6)
-    assert sum(batch.kl_weight.sum().item() for batch in batches) == pytest.approx(1.0, abs=1e-6)
-    assert sum(int(batch.base_tokens.sum()) for batch in batches) == tokens["base"]
+    for name in ("base", "memory"):
+        weights = [getattr(batch, f"{name}_weight") for batch in batches]
+        assert sum(weight.sum().item() for weight in weights) == pytest.approx(1.0, abs=1e-6)
+        assert sum(int((weight > 0).sum()) for weight in weights) == tokens[name]
+    held = sum(int(batch.tokens_of(batch.rows_of["phase1"]).sum()) for batch in batches if "phase1" in batch.rows_of)
+    assert held == tokens["memory"]
+    assert sum(batch.documents.sum().item() for batch in batches) == pytest.approx(1.0)
 
 
 def test_without_old_records_the_new_ones_have_the_whole_loss():
@@ -120,7 +132,7 @@ def test_micro_batches_mark_the_positions_before_each_summary_token():
 
 
 def test_replay_draws_follow_from_the_key_alone():
-    pool = [document(2, 3, start) for start in range(0, 300, 10)]
+    pool = [Row(document(2, 3, start), "memory") for start in range(0, 300, 10)]
     assert draw_until(pool, 10, (0, "memory", 7)) == draw_until(pool, 10, (0, "memory", 7))
     assert draw_until(pool, 10, (0, "memory", 7)) != draw_until(pool, 10, (0, "memory", 8))
     assert len(draw_until(pool, 10, (0, "memory", 7))) == 4
@@ -171,3 +183,79 @@ def test_a_chat_template_is_written_around_the_source(tiny_base):
     chat = Encoder(tokenizer, load(None, ["data.prompt='sum {source} up'"]).data)
     (row,) = chat.encode([Record("a", "paper", "TEXT", "out")])
     assert tokenizer.decode(row.ids[: row.prompt]) == "<s>[I]sum TEXT up[/I]"
+
+
+def test_term_tokens_count_once_more_and_nothing_without_them():
+    logits = logits_with_nll([1.0, 2.0, 3.0, 4.0])
+    assert losses.term(logits, batch_of([0.25] * 4, term=[0.0, 0.5, 0.0, 0.5])).item() == pytest.approx(3.0, abs=1e-6)
+    assert losses.term(logits, batch_of([0.25] * 4)).item() == 0
+
+
+def sure_of(*tokens: int, size: int = 4) -> torch.Tensor:
+    """Logits that are one-hot on the given tokens."""
+    return torch.nn.functional.one_hot(torch.tensor(tokens), size).double() * 200
+
+
+def test_diversity_by_hand():
+    two = {"nll": [0.5, 0.5], "rows": [0, 1], "documents": [0.5, 0.5]}
+    assert losses.diversity(torch.zeros(2, 4, dtype=torch.float64), batch_of(**two)).item() == pytest.approx(
+        0, abs=1e-6
+    )
+    assert losses.diversity(sure_of(1, 1), batch_of(**two)).item() == pytest.approx(1)
+    assert losses.diversity(sure_of(1, 2), batch_of(**two)).item() == pytest.approx(0.5)
+    half = batch_of(**two, part=0.5)
+    assert losses.diversity(sure_of(1, 2), half).item() == pytest.approx(0.25)
+    old = batch_of([0.5, 0.5], rows=[0, 1], documents=[1.0, 0.0])  # a replayed document does not take part
+    assert losses.diversity(sure_of(1, 2), old).item() == pytest.approx(1)
+    assert losses.diversity(sure_of(1), batch_of([1.0], documents=[0.0])).item() == 0
+    longer = batch_of([0.2] * 5, rows=[0, 1, 1, 1, 1], documents=[0.5, 0.5])  # documents count alike, not tokens
+    assert losses.diversity(sure_of(1, 2, 2, 2, 2), longer).item() == pytest.approx(0.5)
+
+
+def test_drift_is_a_hinge_on_the_cosine_of_expected_embeddings():
+    """Embeddings (1, 0) and (cos, sin): certain of the first, the cosine to the second is known."""
+    for cosine, expected in ((0.5, 0.25), (0.8, 0.0)):
+        embedding = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]])
+        logits = sure_of(0, size=2).requires_grad_()
+        value = losses.drift(logits, batch_of([1.0], [1], documents=[1.0]), embedding, 0.75)
+        assert value.item() == pytest.approx(expected, abs=1e-6)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", ["term", "diversity", "drift", "cross_entropy", "distil_phase"])
+def test_gradients_in_float64(name, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.manual_seed(3)
+    logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 5, dtype=torch.float64).log_softmax(-1)
+    batch = batch_of(
+        [0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 1, 2], [0.5, 0.5, 0.0], rows_of={"phase1": [1]},
+        term=[0, 0.5, 0, 0, 0.5, 0], memory=[0, 0, 0, 0.5, 0.5, 0],
+    )  # fmt: skip
+    embedding = torch.randn(5, 3, dtype=torch.float64)
+    given = {"drift": (embedding, 0.99), "distil_phase": ({"phase1": teacher},)}.get(name, ())
+    assert torch.autograd.gradcheck(lambda z: getattr(losses, name)(z, batch, *given), logits)
+
+
+def test_the_expected_embedding_moves_the_logits_and_the_reference_does_not_learn():
+    torch.manual_seed(0)
+    embedding = torch.randn(5, 3, requires_grad=True)
+    logits = torch.randn(2, 5, requires_grad=True)
+    losses.drift(logits, batch_of([0.5] * 2, [1, 2], documents=[1.0]), embedding, 1.0).backward()
+    assert logits.grad.abs().sum() > 0 and embedding.grad is None
+
+
+def test_term_tokens_are_found_through_the_tokenizer_s_offsets(tiny_base):
+    from transformers import AutoTokenizer
+
+    from engine.corpus.terms import Lexicon
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    made = Encoder(tokenizer, load(None).data, Lexicon(("knee pain", "gout")))
+    record = Record("a", "paper", "knee pain", "rest helps Knee-pains and gout.")
+    (row,) = made.encode([record])
+    tokens = row.ids[row.prompt :]
+    marked = tokenizer.decode([tokens[index] for index in row.terms])
+    assert "Knee-pains" in marked and "gout" in marked and "rest" not in marked and "helps" not in marked
+    assert all(index < row.summary_tokens - 1 for index in row.terms)  # never the end-of-text token

@@ -11,7 +11,7 @@ from engine import events as ev
 from engine.corpus.records import Record
 from engine.settings import ConfigError, load
 from engine.work import Cancelled
-from tests.conftest import make_work
+from tests.conftest import PROJECT, make_work
 
 pytestmark = pytest.mark.engine
 
@@ -46,7 +46,8 @@ def test_every_component_is_reported_and_the_sum_adds_up(whole):
     _, first, second = whole
     assert [event.step for event in steps(first)] == [1, 2, 3, 4, 5, 6]
     assert set(steps(first)[0].losses) == {"cross_entropy", "distil_base"}
-    assert set(steps(second)[0].losses) == {"cross_entropy", "distil_base", "ewc"}
+    assert set(steps(second)[0].losses) == {"cross_entropy", "distil_phase", "distil_base", "ewc"}
+    assert steps(second)[0].losses["distil_phase"] < 1e-3  # but for dropout, the model still is its own teacher
     for event in steps(first) + steps(second):
         assert event.total == pytest.approx(sum(event.losses.values()))
     assert steps(second)[0].losses["ewc"] == 0 < steps(second)[-1].losses["ewc"]
@@ -189,3 +190,68 @@ def test_base_answers_are_written_once_and_are_the_base_s_own(whole, tiny_base):
     assert len(stored["answers"]) == 6
     assert [event for event in first if isinstance(event, ev.Generated)]
     assert not [event for event in second if isinstance(event, ev.Generated)]
+
+
+EVERYTHING = ("losses.term=0.4", "losses.diversity=0.2", "losses.drift=0.03", "losses.drift_target=0.99")
+
+
+class StopAfter:
+    """Asks to stop once it has been asked `looks` times."""
+
+    def __init__(self, looks: int):
+        self.left = looks
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def in_pieces(tiny_data, tiny_base, run_folder, name, given, start_from, looks) -> list[ev.Event]:
+    """Train a phase, stopped after every `looks` looks, until it is done; the events of the last piece."""
+    while True:
+        stop = StopAfter(looks)
+        work, events = phase(tiny_data, tiny_base, run_folder, name, *given, start_from=start_from, stop=stop)
+        try:
+            train.run(work)
+            return events
+        except Cancelled:
+            assert stop.left < 0
+
+
+def test_every_loss_at_once_adds_up_and_resumes_to_the_last_bit(tiny_data, tiny_base, tmp_path):
+    given = [*EVERYTHING, f"data.terms={PROJECT}/data/pocket/terms.txt"]
+    finals = []
+    for looks in (1000, 4):
+        run_folder = tmp_path / f"{looks}"
+        in_pieces(tiny_data, tiny_base, run_folder, "phase1", given, None, looks)
+        last = steps(
+            in_pieces(tiny_data, tiny_base, run_folder, "phase2", given, run_folder / "phase1" / "final", looks)
+        )[-1]
+        assert set(last.losses) == {"cross_entropy", "term", "diversity", "drift", "distil_phase", "distil_base", "ewc"}
+        assert last.total == pytest.approx(sum(last.losses.values())) and all(
+            value >= 0 for value in last.losses.values()
+        )
+        finals.append(weights(run_folder / "phase2" / "final"))
+    assert finals[0] == finals[1]
+
+
+def test_a_missing_teacher_is_named(whole, tiny_data, tiny_base, tmp_path):
+    run_folder, _, _ = whole
+    work, _ = phase(tiny_data, tiny_base, tmp_path / "elsewhere", "phase2", start_from=run_folder / "phase1" / "final")
+    with pytest.raises(ConfigError, match="elsewhere/phase1/final: not a checkpoint"):
+        train.run(work)
+
+
+def test_a_lexicon_without_a_match_is_told(tiny_data, tiny_base, tmp_path):
+    (tmp_path / "terms.txt").write_text("xylophone\n")
+    given = [
+        "losses.term=0.4",
+        f"data.terms={tmp_path}/terms.txt",
+        "curriculum.phases.phase1.steps=1",
+        "ewc.lambda=0",
+        "distil.base=0",
+    ]
+    work, events = phase(tiny_data, tiny_base, tmp_path / "run", "phase1", *given)
+    train.run(work)
+    assert any("no summary holds a term" in event.message for event in events if isinstance(event, ev.Warned))
+    assert steps(events)[0].losses["term"] == 0

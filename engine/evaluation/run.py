@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine import checkpoint, files, models
-from engine.batches import Encoded, Encoder, Row, collate
+from engine.batches import Encoded, Encoder, plain_batch
 from engine.corpus.records import Record, read
 from engine.corpus.split import COLUMNS, assemble
 from engine.evaluation import metrics
@@ -208,7 +208,7 @@ def reference_nll(model: nn.Module, documents: Sequence[Encoded], pad: int) -> l
     """Mean negative log-likelihood of each reference summary, in nats per token, end-of-text included."""
     was_training = model.training
     model.eval()
-    batch = collate([Row(document, "new") for document in documents], {"new": (1.0, 0.0)}, pad)
+    batch = plain_batch(documents, pad)
     batch = batch.to(next(model.parameters()).device)
     values = token_nll(models.summary_logits(model, batch), batch.targets)
     model.train(was_training)
