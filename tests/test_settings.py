@@ -133,6 +133,26 @@ def test_mistral_configs_hold_the_recipe():
         assert phase.name == f"phase{number}"
 
 
+def test_the_recipe_as_given_has_no_protection_of_ours():
+    loaded = load(PROJECT / "configs" / "medical_as_given.yaml")
+    assert (loaded.distil.base, loaded.distil.phase, loaded.replay.batch_share) == (0, 0, 0.1)
+    assert (loaded.ewc.lambda_, loaded.ewc.unit, loaded.ewc.space) == (400, "token_mean_sequence", "factor")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["losses.term=0.4"], "losses.term needs a lexicon"),
+        (
+            ["data.videos=null", "curriculum.phases=[{name: a, mixture: {papers: 1}, steps: 1}]"],
+            "distil.base answers video prompts",
+        ),
+    ],
+)
+def test_what_a_loss_needs_is_asked_for_before_anything_runs(overrides, complaint):
+    assert complaint in mistakes(*overrides, path=PROJECT / "configs" / "pocket.yaml")[0]
+
+
 def test_every_shipped_config_loads():
     given = ["data.papers=p.jsonl", "data.videos=v.jsonl", "data.pairs=x.jsonl"]
     for path in sorted((PROJECT / "configs").glob("*.yaml")):
