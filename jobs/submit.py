@@ -92,12 +92,13 @@ def enter(home: Home, records: Records, drafted: Draft) -> list[Job]:
 
 
 def fingerprint(settings: Settings, corpus: Corpus) -> str:
-    """Names a base built here: the same settings and data give the same base."""
-    build = settings.model.build
-    assert build is not None
-    facts = [BASE_VERSION, build.model_dump(mode="json"), corpus.hashes, *(
-        getattr(settings.data, name) for name in ("test_share", "fisher_share", "max_length", "max_summary_length", "prompt")
-    )]  # fmt: skip
+    """Names a base built here: the same settings and data give the same base. Pairs play no part in it."""
+    build, data = settings.model.build, settings.data
+    if build is None:
+        raise ValueError("without model.build there is no base to name")
+    hashes = {name: value for name, value in corpus.hashes.items() if name != "pairs"}
+    names = ("test_share", "fisher_share", "max_length", "max_summary_length", "prompt")
+    facts = [BASE_VERSION, build.model_dump(mode="json"), hashes, *(getattr(data, name) for name in names)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
