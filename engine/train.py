@@ -10,16 +10,17 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from engine import checkpoint, ewc, files, losses, models, replay
+from engine import checkpoint, consolidate, ewc, files, losses, models, replay
 from engine.batches import Row, micro_batches, step_rows
 from engine.evaluation.run import about
-from engine.events import FisherProgress, PhaseStarted, Saved, Stage, Step
+from engine.events import PhaseStarted, Saved, Stage, Step, Warned
 from engine.material import Material, prepare
 from engine.mixture import integer
 from engine.settings import ConfigError, Settings
 from engine.work import Cancelled, Work
 
 GIB = 2**30
+PENALTY_WINDOW = (0.01, 0.1)  # of the cross-entropy; METHODS, section 9
 
 
 def run(work: Work) -> dict:
@@ -52,7 +53,7 @@ def run(work: Work) -> dict:
     optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
     for name in material.teachers:
         models.load_teacher(model, checkpoint.demand(work.run_folder / name / checkpoint.FINAL), name)
-    anchors = ewc.load(start, model, settings.ewc) if start and settings.ewc.lambda_ else []
+    anchors = ewc.load(consolidate.anchors_folder(start), model, settings.ewc) if start and settings.ewc.lambda_ else []
     model, optimizer = accelerator.prepare(model, optimizer)
     if resumed:
         optimizer.load_state_dict(
@@ -90,6 +91,8 @@ def _train(
             parts["ewc"] = held.detach()
         values = {name: value.item() for name, value in parts.items()}
         _refuse_infinite(values, index + 1)
+        if anchors and index + 1 == max(1, plan.steps // 10):
+            _judge_penalty(work, values)
         norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate_factor(index, plan.steps, train.warmup_ratio)
@@ -153,21 +156,21 @@ def _consolidate(work: Work, model, material: Material, anchors: list, pad: int)
     """The anchors for the next phase: the Fisher at the weights where this phase ended."""
     if not material.fisher:
         return anchors
-    work.emit(Stage("fisher"))
-    total = len(material.fisher)
-    work.emit(FisherProgress(0, total))
-    found = ewc.fisher(
-        model,
-        material.fisher,
-        work.settings.ewc,
-        integer(work.settings.train.seed, work.phase),
-        pad,
-        lambda done, so_far: work.emit(FisherProgress(done, total, so_far.trace, so_far.shares())),
-        work.cancelled,
-    )
-    if found is None:
-        raise Cancelled
+    found = consolidate.measure(work, model, material.fisher, pad)
     return ewc.anchored(anchors, material.plan.name, found, model, work.settings.ewc)
+
+
+def _judge_penalty(work: Work, values: dict[str, float]) -> None:
+    """After a tenth of a phase (the penalty starts at 0): is lambda in the window where it does something, and not all?"""
+    share = values["ewc"] / values["cross_entropy"] if values.get("cross_entropy") else math.inf
+    low, high = PENALTY_WINDOW
+    if not low <= share <= high:
+        advice = (
+            "raise ewc.lambda if the old phase is forgotten"
+            if share < low
+            else "lower ewc.lambda if the new one is not learnt"
+        )
+        work.emit(Warned(f"the EWC penalty is {100 * share:.2g} % of the cross-entropy (1-10 % is usual): {advice}"))
 
 
 def _save_step(work: Work, model, optimizer, done: int) -> None:

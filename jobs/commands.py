@@ -137,11 +137,11 @@ def _put_demo(home: Home, records: Records, naive: str, curriculum: str, seconds
 @app.command()
 def queue(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=" | ".join(submit.KINDS))],
-    config: Annotated[Path | None, typer.Argument(help="YAML file; none for evaluate")] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML file; none for evaluate and fisher")] = None,
     overrides: Overrides = None,
     run: RunName = None,
     phase: PhaseName = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="evaluate: the checkpoint's folder")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="evaluate, fisher: the checkpoint's folder")] = None,
     test_set: Annotated[Path | None, typer.Option(help="evaluate: JSONL or HDF5")] = None,
     after: After = None,
     priority: Priority = 0,
@@ -153,7 +153,7 @@ def queue(
     """
     if kind not in submit.KINDS:
         raise ConfigError(f"{kind}: unknown kind of job. Use one of {', '.join(submit.KINDS)}")
-    if config is None and kind != "evaluate":
+    if config is None and kind not in submit.ON_CHECKPOINT:
         raise ConfigError(f"queue {kind}: CONFIG is missing. Give a file such as configs/pocket.yaml")
     settings = load(config, overrides or [])
     request = submit.Request(

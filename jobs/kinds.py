@@ -5,4 +5,5 @@ KINDS = {
     "base": ("engine.base", "run"),
     "phase": ("engine.train", "run"),
     "evaluate": ("engine.evaluation.run", "run"),
+    "fisher": ("engine.consolidate", "run"),
 }

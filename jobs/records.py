@@ -31,7 +31,7 @@ class Job:
     """A row of the ledger. Slow facts only: what a running job is doing stands in its events."""
 
     id: str
-    kind: str  # base, phase, evaluate
+    kind: str  # base, phase, evaluate, fisher
     run: str
     phase: str | None = None  # the phase trained, or the one whose checkpoint is evaluated; "base" for the base
     state: str = QUEUED
@@ -258,6 +258,6 @@ def title(job: Job) -> str:
     """What a job does, in two words."""
     if job.kind == "phase":
         return job.phase or "phase"
-    if job.kind == "evaluate":
-        return f"evaluate {job.phase}"
+    if job.kind in ("evaluate", "fisher"):
+        return f"{job.kind} {job.phase}"
     return job.kind

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.settings import ConfigError, Settings
 from jobs.home import Home
 from jobs.records import Job, Records
+from jobs.submit import load_about_settings, read_spec
 
 METRICS = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "nll": "NLL per token"}
 LOWER_IS_BETTER = ("nll",)
@@ -70,8 +71,7 @@ def _settings(home: Home, run: str, jobs: Iterable[Job]) -> Settings | None:
     """The settings of a run, from its newest checkpoint or its first job."""
     for path in [home.run(run) / "latest" / "about.json", home.run(run) / "base" / "about.json"]:
         if path.exists():
-            return Settings.model_validate(json.loads(path.read_bytes())["settings"])
-    from jobs.submit import read_spec
+            return load_about_settings(json.loads(path.read_bytes()), path.parent)
 
     specs = [home.spec(job.id) for job in jobs]
     return next((read_spec(path)[1] for path in specs if path.exists()), None)

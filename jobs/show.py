@@ -109,7 +109,7 @@ def job_value(home: Home, job: Job) -> dict[str, Any]:
     done = progress.Progress() if job.state == DONE else progress.of(home.events(job.id))
     steps = done.steps or job.settings.get("steps")
     step = steps if job.state == DONE else done.step
-    if job.kind == "evaluate":
+    if job.kind in ("evaluate", "fisher"):
         step, steps = done.done, done.total
     return {
         "id": job.id,

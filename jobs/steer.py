@@ -226,6 +226,8 @@ def _work_at_stake(home: Home, job: Job) -> str:
         return f"Job {job.id} has not started: no work is lost."
     if job.kind == "evaluate":
         return f"Job {job.id} has judged {done.done or 0} of {done.total or '?'} documents; a retry begins the rest."
+    if job.kind == "fisher":
+        return f"Job {job.id} has seen {done.done or 0} of {done.total or '?'} documents; a retry begins anew."
     if done.step is None:
         return f"Job {job.id} has not made a step yet ({done.stage or 'starting'}): little work is lost."
     if kept:

@@ -21,7 +21,8 @@ from jobs.records import DONE, QUEUED, RUNNING, Job, Records
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 BASE_VERSION = 1  # counts up when engine/base.py trains differently from the same settings
-KINDS = ("base", "phase", "pipeline", "evaluate")
+KINDS = ("base", "phase", "pipeline", "evaluate", "fisher")
+ON_CHECKPOINT = ("evaluate", "fisher")  # kinds that take --checkpoint instead of a config
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Request:
     config: str = ""  # name of the config file, for display and for the default run name
     run: str | None = None
     phase: str | None = None  # kind phase: which one, where the config holds several
-    checkpoint: Path | None = None  # kind evaluate
+    checkpoint: Path | None = None  # kinds evaluate and fisher
     test_set: Path | None = None  # kind evaluate
     after: str | None = None
     priority: int = 0
@@ -53,8 +54,8 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
     """Check a request down to the last record of its data and expand it. Raises ConfigError, with nothing queued."""
     if request.after is not None:
         records.job(request.after)
-    if request.kind == "evaluate":
-        return _draft_evaluate(home, request)
+    if request.kind in ON_CHECKPOINT:
+        return _draft_on_checkpoint(home, request)
     settings = _with_phase(request)
     corpus = assemble(settings.data)
     if request.kind == "base":
@@ -305,23 +306,44 @@ def _refuse_existing(home: Home, records: Records, run: str, phase: Phase) -> No
             raise ConfigError(f"run {run}: job {job.id} for {phase.name} is {job.state}: {hint}")
 
 
-def _draft_evaluate(home: Home, request: Request) -> Draft:
+def _draft_on_checkpoint(home: Home, request: Request) -> Draft:
+    """An evaluation, or the Fisher, of a finished checkpoint, by the settings it was made with."""
     if request.checkpoint is None:
         raise ConfigError(
             "--checkpoint: missing. Give a folder such as checkpoints/RUN/PHASE/final or checkpoints/RUN/base"
         )
     folder = request.checkpoint.absolute()
     about = read_about(folder)
-    test_set = request.test_set.absolute() if request.test_set else None
-    settings = load_about_settings(about)
-    if test_set:
-        read(test_set)
-    else:
-        assemble(settings.data)
-        test_set = settings.data.test
-    job, spec = _evaluate_job(home, request, settings, about["run"], about["phase"], about["model"], test_set)
+    settings = load_about_settings(about, folder)
+    draft_one = _draft_evaluate if request.kind == "evaluate" else _draft_fisher
+    job, spec = draft_one(home, request, settings, about)
     spec["job"]["folder"] = str(folder)
     return Draft(about["run"], ((replace(job, after=request.after), spec),))
+
+
+def _draft_evaluate(home: Home, request: Request, settings: Settings, about: dict) -> tuple[Job, dict]:
+    test_set = request.test_set.absolute() if request.test_set else settings.data.test
+    if request.test_set:
+        read(request.test_set)
+    else:
+        assemble(settings.data)
+    return _evaluate_job(home, request, settings, about["run"], about["phase"], about["model"], test_set)
+
+
+def _draft_fisher(home: Home, request: Request, settings: Settings, about: dict) -> tuple[Job, dict]:
+    run, phase = about["run"], about["phase"]
+    if phase == "base":
+        raise ConfigError(
+            f"{request.checkpoint}: a base has no adapter whose Fisher could be measured. Give PHASE/final"
+        )
+    if not assemble(settings.data).fisher:
+        raise ConfigError(f"{request.checkpoint}: its settings hold out no document for the Fisher (data.fisher_share)")
+    job = Job("", "fisher", run, phase, priority=request.priority, settings={"config": request.config})
+    spec = _spec(
+        request, settings, kind="fisher", run=run, phase=phase, model=about["model"],
+        folder=home.final(run, phase), run_folder=home.run(run), start_from=about["parent"],
+    )  # fmt: skip
+    return job, spec
 
 
 def read_about(folder: Path) -> dict:
@@ -339,8 +361,15 @@ def read_about(folder: Path) -> dict:
         raise ConfigError(f"{folder}/about.json: cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def load_about_settings(about: dict) -> Settings:
-    return Settings.model_validate(about["settings"])
+def load_about_settings(about: dict, folder: Path) -> Settings:
+    """The settings a checkpoint was made with. Raises ConfigError if this version does not know them."""
+    try:
+        return Settings.model_validate(about["settings"])
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{folder}/about.json: its settings are not known to this version ({str(error).splitlines()[0]}). "
+            "Correct them in about.json, or use the version that wrote it"
+        ) from None
 
 
 def read_spec(path: Path) -> tuple[dict, Settings]:

@@ -1,12 +1,13 @@
 """A phase from end to end on a tiny model: exact resume, refusals, and what the next phase inherits."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import checkpoint, replay, train
+from engine import checkpoint, consolidate, replay, train
 from engine import events as ev
 from engine.corpus.records import Record
 from engine.settings import ConfigError, load
@@ -255,3 +256,42 @@ def test_a_lexicon_without_a_match_is_told(tiny_data, tiny_base, tmp_path):
     train.run(work)
     assert any("no summary holds a term" in event.message for event in events if isinstance(event, ev.Warned))
     assert steps(events)[0].losses["term"] == 0
+
+
+def test_a_fisher_job_equals_the_phase_s_own_and_serves_the_next_phase(whole, tiny_data, tiny_base, tmp_path):
+    run_folder, _, _ = whole
+    shutil.copytree(run_folder, tmp_path / "copy", symlinks=True)
+    final, events = tmp_path / "copy" / "phase1" / "final", []
+    settings = load(tiny_data / "tiny.yaml")
+    work = make_work("fisher", "phase1", settings, tiny_base, final, tmp_path / "copy", None, None, events)
+    told = consolidate.run(work)["fisher"]
+    own = json.loads((final / "about.json").read_text())["ewc"][0]
+    assert told["trace"] == pytest.approx(own["trace"], rel=1e-5) and told["documents"] == own["documents"]
+    assert sum(told["shares"].values()) == pytest.approx(1)
+    progress = [event for event in events if isinstance(event, ev.FisherProgress)]
+    assert progress[0].done == 0 and progress[-1].done == progress[-1].total == told["documents"]
+    assert checkpoint.verify(final.parent / consolidate.FOLDER) == "" == checkpoint.verify(final)
+    assert consolidate.anchors_folder(final) == final.parent / consolidate.FOLDER
+    shutil.rmtree(tmp_path / "copy" / "phase2")
+    work, events = phase(tiny_data, tiny_base, tmp_path / "copy", "phase2", start_from=final)
+    train.run(work)
+    assert steps(events)[-1].losses["ewc"] > 0
+
+
+def test_a_fisher_that_was_cancelled_leaves_nothing(whole, tiny_data, tiny_base, tmp_path):
+    run_folder, _, _ = whole
+    shutil.copytree(run_folder, tmp_path / "copy", symlinks=True)
+    final = tmp_path / "copy" / "phase1" / "final"
+    work = make_work(
+        "fisher", "phase1", load(tiny_data / "tiny.yaml"), tiny_base, final, tmp_path / "copy", stop=lambda: True
+    )
+    with pytest.raises(Cancelled):
+        consolidate.run(work)
+    assert consolidate.anchors_folder(final) == final
+
+
+def test_a_penalty_outside_its_window_is_told_once(whole):
+    _, first, second = whole
+    told = [event.message for event in second if isinstance(event, ev.Warned) and "EWC penalty" in event.message]
+    assert len(told) == 1 and "0 % of the cross-entropy" in told[0] and "raise ewc.lambda" in told[0]
+    assert not [event for event in first if isinstance(event, ev.Warned) and "EWC penalty" in event.message]

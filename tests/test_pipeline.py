@@ -88,12 +88,27 @@ def test_a_pipeline_is_base_and_evaluations_and_phases_in_order(undisturbed):
     assert evaluated["metrics"]["papers"]["n"] == 5
 
 
+def test_checkpoints_are_judged_and_measured_alone(undisturbed, tiny_data):
+    final = undisturbed.home.final("calm", "phase2")
+    (job,) = undisturbed.json("evaluate", "--checkpoint", str(final), "--test-set", str(tiny_data / "papers.jsonl"))[
+        "jobs"
+    ]
+    assert (
+        undisturbed.json("show", job)["metrics"]["papers"]["n"] == 40
+        and (final / "evaluations" / "papers.jsonl").exists()
+    )
+    (job,) = undisturbed.json("queue", "fisher", "--checkpoint", str(final))["jobs"]
+    undisturbed.run("wait", job)
+    assert (final.parent / "fisher" / "anchors.safetensors").exists()
+    assert undisturbed.json("forgetting", "calm")["matrix"][2][0] is not None
+
+
 def test_runner_and_jobs_killed_in_the_middle_change_nothing(undisturbed, box, tiny_data):
     jobs = box.json("queue", "pipeline", str(tiny_data / "tiny.yaml"), "--run", "calm")["jobs"]
     phase1, phase2 = jobs[2], jobs[4]
-    box.reached(phase1, ev.Step, 3)
+    box.reached(phase1, ev.Step, 2)
     box.kill(box.records.job(phase1).pid)  # the job: queued again, resumes
-    box.reached(phase2, ev.Step, 2)
+    box.reached(phase2, ev.Step, 1)
     box.kill(box.json("runner", "status")["pid"])  # the runner: its job goes on
     box.run("runner", "start")
     box.run("wait", *jobs)
@@ -105,7 +120,7 @@ def test_runner_and_jobs_killed_in_the_middle_change_nothing(undisturbed, box, t
 
 def test_runner_and_job_killed_together(undisturbed, box, tiny_data):
     jobs = box.json("queue", "pipeline", str(tiny_data / "tiny.yaml"), "--run", "calm")["jobs"]
-    box.reached(jobs[4], ev.Step, 3)
+    box.reached(jobs[4], ev.Step, 2)
     pid = box.records.job(jobs[4]).pid
     box.kill(box.json("runner", "status")["pid"])
     box.kill(pid)
@@ -116,8 +131,11 @@ def test_runner_and_job_killed_together(undisturbed, box, tiny_data):
 
 def test_cancel_keeps_a_checkpoint_and_retry_goes_on_from_it(undisturbed, box, tiny_data):
     jobs = box.json("queue", "pipeline", str(tiny_data / "tiny.yaml"), "--run", "calm")["jobs"]
-    box.reached(jobs[2], ev.Step, 2)
+    box.reached(jobs[2], ev.Step, 1)
+    pid = box.records.job(jobs[2]).pid
+    os.kill(pid, signal.SIGSTOP)  # these steps take no time; the job must not be over before it is cancelled
     box.run("cancel", jobs[2], "--yes")
+    os.kill(pid, signal.SIGCONT)
     box.run("wait", jobs[2], status=1)
     states = {job["id"]: job["state"] for job in box.json("jobs")}
     assert states[jobs[2]] == "cancelled" and states[jobs[3]] == states[jobs[4]] == "blocked"

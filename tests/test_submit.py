@@ -1,8 +1,10 @@
 """From settings to jobs: what a request becomes, and what is refused before anything is queued."""
 
+import json
+
 import pytest
 
-from engine.settings import ConfigError, load
+from engine.settings import ConfigError, dump, load
 from jobs.home import Home
 from jobs.records import Records
 from jobs.submit import Request, draft, enter, fingerprint, read_spec
@@ -99,3 +101,32 @@ def test_names_of_runs_are_not_taken_twice(home, tiny_data):
     enter(home, records, draft(home, records, request(tiny_data, run="mine")))
     with pytest.raises(ConfigError, match="this run exists. Choose another name .mine-1 is free"):
         draft(home, records, request(tiny_data, run="mine"))
+
+
+def finished(home, tiny_data, phase: str = "phase1", **changes):
+    folder = home.final("run", phase)
+    folder.mkdir(parents=True)
+    settings = dump(load(tiny_data / "tiny.yaml")) | changes
+    about = {"run": "run", "phase": phase, "model": "m", "parent": None, "settings": settings}
+    (folder / "about.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_evaluation_and_fisher_take_their_settings_from_the_checkpoint(home, tiny_data):
+    folder = finished(home, tiny_data)
+    for kind in ("evaluate", "fisher"):
+        ((job, spec),) = draft(home, Records(home.records), request(tiny_data, kind, checkpoint=folder)).jobs
+        assert (job.kind, job.run, job.phase) == (kind, "run", "phase1")
+        assert spec["job"]["folder"] == str(folder) and spec["settings"]["lora"]["rank"] == 4
+
+
+def test_checkpoints_that_cannot_serve_are_refused(home, tiny_data):
+    records = Records(home.records)
+    base = finished(home, tiny_data, "base")
+    with pytest.raises(ConfigError, match="a base has no adapter"):
+        draft(home, records, request(tiny_data, "fisher", checkpoint=base))
+    other = finished(home, tiny_data, "phase2", tomorrow={"x": 1})
+    with pytest.raises(ConfigError, match="not known to this version"):
+        draft(home, records, request(tiny_data, "evaluate", checkpoint=other))
+    with pytest.raises(ConfigError, match="Did you mean .*phase2/final"):
+        draft(home, records, request(tiny_data, "evaluate", checkpoint=other.parent))

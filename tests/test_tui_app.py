@@ -206,6 +206,23 @@ async def test_a_checkpoint_is_evaluated(home, tiny_data):
     assert (job.kind, job.run, job.phase, job.state) == ("evaluate", "medical-7", "phase1", "queued")
 
 
+async def test_the_fisher_of_a_checkpoint_is_queued(home, tiny_data):
+    import json
+
+    from engine.settings import dump, load
+
+    folder = home.final("medical-7", "phase1")
+    about = {"run": "medical-7", "phase": "phase1", "model": "base", "parent": None}
+    (folder / "about.json").write_text(json.dumps(about | {"settings": dump(load(tiny_data / "tiny.yaml"))}))
+    async with dashboard(home, SMALL) as pilot:
+        await settle(pilot)
+        shown = await press(pilot, "n", "f")
+        assert "medical-7/phase1/final" in shown and "fisher phase1" in shown and "test set" not in shown
+        await press(pilot, "enter")
+    job = list(Records(home.records).jobs().values())[-1]
+    assert (job.kind, job.run, job.phase, job.state) == ("fisher", "medical-7", "phase1", "queued")
+
+
 async def test_cancel_asks_and_names_what_is_lost(home):
     async with dashboard(home, SMALL) as pilot:
         await settle(pilot)

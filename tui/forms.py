@@ -29,7 +29,9 @@ TITLES = {
     "phase": "Queue phase {}",
     "pipeline": "Queue all phases, with evaluations",
     "evaluate": "Evaluate a checkpoint",
+    "fisher": "Fisher of a checkpoint",
 }
+ON_CHECKPOINT = ("evaluate", "fisher")
 HINT = "enter queues (ctrl+s too)  tab next  ctrl+n next config  pgdn more  esc back"
 
 
@@ -47,7 +49,7 @@ class Form(ModalScreen[list]):
     def __init__(self, home: Home, records: "Records", kind: str, phase: str | None) -> None:
         super().__init__()
         self.home, self.records, self.kind, self.phase = home, records, kind, phase
-        self._checkpoints = checkpoints(home) if kind == "evaluate" else []
+        self._checkpoints = checkpoints(home, kind) if kind in ON_CHECKPOINT else []
         self._ready: Draft | None = None  # what Enter queues; None while it is checked, or wrong
         self._wanted = False  # Enter was pressed while it was checked
         self._checking = False
@@ -58,7 +60,7 @@ class Form(ModalScreen[list]):
         with Vertical(classes="box"):
             yield Label(Content.styled(TITLES[self.kind].format(self.phase or ""), BOLD))
             with Vertical(id="fields"):
-                yield from self._judging() if self.kind == "evaluate" else self._training()
+                yield from self._on_checkpoint() if self.kind in ON_CHECKPOINT else self._training()
                 with Horizontal(classes="row"):
                     yield Label("priority")
                     yield Input("0", id="priority")
@@ -75,10 +77,11 @@ class Form(ModalScreen[list]):
             yield Label("changes")
             yield TextArea(id="changes", tab_behavior="focus", placeholder="section.name=value, one a line")
 
-    def _judging(self) -> ComposeResult:
+    def _on_checkpoint(self) -> ComposeResult:
         names = [safe(f"{folder.relative_to(self.home.checkpoints)}") for folder in self._checkpoints]
         yield OptionList(*(Option(name) for name in names), id="checkpoint")
-        yield from _row("test set", Input(placeholder="the run's own", id="test"))
+        if self.kind == "evaluate":
+            yield from _row("test set", Input(placeholder="the run's own", id="test"))
 
     def _last_run(self) -> str:
         """A later phase goes on from the run that was trained last."""
@@ -87,7 +90,7 @@ class Form(ModalScreen[list]):
         return next((job.run for job in reversed(self.records.jobs().values()) if job.kind == "phase"), "")
 
     def on_mount(self) -> None:
-        self.query_one("#checkpoint" if self.kind == "evaluate" else "#run").focus()
+        self.query_one("#checkpoint" if self.kind in ON_CHECKPOINT else "#run").focus()
         self._check()
 
     def _value(self, name: str) -> str:
@@ -99,15 +102,15 @@ class Form(ModalScreen[list]):
         if not priority.lstrip("-").isdigit():
             raise ConfigError(f"priority: {priority}: not a whole number. 0 is usual; higher goes first")
         common = {"priority": int(priority), "after": after}
-        if self.kind != "evaluate":
+        if self.kind not in ON_CHECKPOINT:
             changes = [line.strip() for line in self.query_one("#changes", TextArea).text.splitlines() if line.strip()]
             run = self._value("run") or None
             return from_file(self.kind, Path(self._value("config")), changes, run=run, phase=self.phase, **common)
         chosen = self.query_one("#checkpoint", OptionList).highlighted
         if chosen is None:
             raise ConfigError("no checkpoint yet: one appears in checkpoints/ when a phase ends")
-        test = Path(self._value("test")) if self._value("test") else None
-        return Request("evaluate", Settings(), checkpoint=self._checkpoints[chosen], test_set=test, **common)
+        test = Path(self._value("test")) if self.kind == "evaluate" and self._value("test") else None
+        return Request(self.kind, Settings(), checkpoint=self._checkpoints[chosen], test_set=test, **common)
 
     # -- checking, and queueing -----------------------------------------------------------------------------------
 
@@ -161,7 +164,7 @@ class Form(ModalScreen[list]):
         self.query_one("#preview").scroll_relative(y=rows, animate=False)
 
     def action_next_config(self) -> None:
-        if self.kind != "evaluate":
+        if self.kind not in ON_CHECKPOINT:
             known, now = configs(), self._value("config")
             if known:
                 self.query_one("#config", Input).value = known[
@@ -192,7 +195,9 @@ def last_config(records: "Records") -> str:
     )
 
 
-def checkpoints(home: Home) -> list[Path]:
-    """What can be evaluated, newest first: finished phases, and bases beside their runs."""
-    found = [*home.checkpoints.glob("*/*/final/about.json"), *home.checkpoints.glob("*/base/about.json")]
+def checkpoints(home: Home, kind: str) -> list[Path]:
+    """What a kind can be queued for, newest first: finished phases, and for evaluations bases beside their runs."""
+    found = [*home.checkpoints.glob("*/*/final/about.json")]
+    if kind == "evaluate":
+        found += home.checkpoints.glob("*/base/about.json")
     return [path.parent for path in sorted(found, key=os.path.getmtime, reverse=True)]

@@ -88,6 +88,7 @@ class QueueMenu(ModalScreen[tuple]):
         ("3", "phase 3, on top of a run's phase 2", ("phase", "3")),
         ("a", "all phases of a config, with evaluations", ("pipeline", None)),
         ("e", "evaluate a checkpoint", ("evaluate", None)),
+        ("f", "Fisher of a checkpoint, for what trains on from it", ("fisher", None)),
     )
     BINDINGS = [
         *(Binding(key, f"choose({place})", words) for place, (key, words, _) in enumerate(CHOICES)),

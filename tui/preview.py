@@ -43,9 +43,11 @@ def rows(request: "Request", draft: "Draft") -> list[Fact]:
             f"{len(names)}: {', '.join(names)}" + (f" · after job {after}" if after and "#" not in after else ""),
         ),
     ]
+    job = draft.jobs[0][1]["job"]
     if request.kind == "evaluate":
-        job = draft.jobs[0][1]["job"]
         return [*facts, Fact("checkpoint", str(job["folder"])), Fact("test set", str(job["test_set"] or "held out"))]
+    if request.kind == "fisher":
+        return [*facts, Fact("checkpoint", str(job["folder"]))]
     _, spec = draft.jobs[-1]
     from engine.settings import Settings
 
@@ -106,10 +108,15 @@ def _method(settings: "Settings") -> list[Fact]:
         f"A {train.learning_rate:.3g}, B {train.learning_rate * train.loraplus_lr_ratio:.3g}, "
         f"warm-up {100 * train.warmup_ratio:g} %, LoRA rank {settings.lora.rank}, alpha {settings.lora.alpha:g}"
     )
-    losses = "  ".join(f"{name} {weight:g}" for name, weight in settings.losses.model_dump().items() if weight)
+    losses = "  ".join(
+        f"{name} {weight:g}"
+        for name, weight in settings.losses.model_dump().items()
+        if weight and not name.endswith("_target")
+    )
     return [
         Fact("ewc", penalty),
         Fact("replay", f"{100 * replay.batch_share:g} % of the cross-entropy from old records (buffer {100 * replay.buffer_share:g} %)" if replay.batch_share else "off"),
+        Fact("distillation", f"replayed records held to the adapter of their phase, weight {distil.phase:g}" if distil.phase and replay.batch_share else "off"),
         Fact("base replay", f"weight {distil.base:g}, {100 * distil.base_share:g} % of a step's tokens" if distil.base else "off"),
         Fact("rates", rates),
         Fact("losses", losses),
