@@ -231,3 +231,18 @@ def test_an_empty_home(tmp_path):
     home.jobs.mkdir(parents=True)
     snapshot = Feed(home).snapshot()
     assert snapshot.rows == () and snapshot.selected is None and snapshot.runner.state == "STOPPED"
+
+
+def test_a_base_that_is_built_shows_its_own_losses(tmp_path):
+    home = Home(tmp_path)
+    home.jobs.mkdir(parents=True)
+    records = Records(home.records)
+    base, _ = records.add([Job("", "base", "run"), Job("", "phase", "run", "phase1", after="#0")])
+    records.change(base.id, ["queued"], state="running")
+    home.job(base.id).mkdir()
+    write = ev.Writer(home.events(base.id), 1)
+    write(ev.PhaseStarted("base", 100))
+    write(ev.Step(5, 100, {"text": 2.0, "cross_entropy": 1.0}, 3.0, 1e-3, 0.5, 900.0, 1.0))
+    shown = Feed(home).snapshot(None, None).losses
+    assert (shown.phase, shown.step, [mark.name for mark in shown.phases]) == ("base", 5, ["base"])
+    assert {"text", "cross_entropy"} <= set(shown.series)

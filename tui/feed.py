@@ -72,9 +72,10 @@ class Feed:
             phases = [job for job in jobs.values() if job.kind == "phase" and job.run == chosen.run]
             phases = [(job, self._history(job.id)) for job in phases]
             history = self._history(chosen.id)
+            trained = [(jobs[chosen.id], history)] if jobs[chosen.id].kind == "base" else phases
             snapshot = replace(
                 snapshot,
-                losses=self._losses(chosen.run, jobs, phases),
+                losses=self._losses(chosen.run, trained),
                 fisher=self._fisher(chosen.run, phases),
                 devices=self._devices(chosen.id, history),
                 log=self._log(chosen, history),
@@ -143,10 +144,9 @@ class Feed:
 
     # -- the selected run -----------------------------------------------------------------------------------------
 
-    def _losses(self, run: str, jobs: dict[str, "Job"], phases: list[tuple["Job", History]]) -> Losses:
-        planned = [job for job in jobs.values() if job.kind == "phase" and job.run == run]
-        version = (run, self._version(), tuple((job.id, history.version) for job, history in phases))
-        return self._once("losses", version, lambda: losses(run, planned, phases))
+    def _losses(self, run: str, trained: list[tuple["Job", History]]) -> Losses:
+        version = (run, self._version(), tuple((job.id, history.version) for job, history in trained))
+        return self._once("losses", version, lambda: losses(run, trained))
 
     def _fisher(self, run: str, phases: list[tuple["Job", History]]) -> Fisher:
         version = (run, tuple((job.id, history.version) for job, history in phases))
@@ -256,17 +256,15 @@ class Feed:
         return known[1]
 
 
-def losses(run: str, planned: list["Job"], phases: list[tuple["Job", History]]) -> Losses:
-    """The series of all phases of a run, one after the other. planned: the run's phase jobs, also those not begun."""
-    histories = {job.id: history for job, history in phases}
+def losses(run: str, trained: list[tuple["Job", History]]) -> Losses:
+    """The series of all phases of a run, one after the other, also of those not begun; or those of a base."""
     marks, series, start, current = [], {}, 0, None
-    for job in planned:
-        history = histories.get(job.id)
-        begun = history.phase if history else None
-        steps = int((history.step.steps if history and history.step else 0) or (begun.steps if begun else 0))
+    for job, history in trained:
+        begun = history.phase
+        steps = int((history.step.steps if history.step else 0) or (begun.steps if begun else 0))
         steps = steps or int(job.settings.get("steps") or 0)
-        marks.append(PhaseMark(job.phase or "phase", start, steps))
-        if history and history.points:
+        marks.append(PhaseMark(job.phase or job.kind, start, steps))
+        if history.points:
             current = (marks[-1], history)
             for point in history.points:
                 for name, value in point.values.items():
