@@ -155,13 +155,8 @@ def _save(work: Work, model: nn.Module, optimizer: torch.optim.Optimizer, partia
     if not done:
         return
 
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        with (folder / "optimizer.pt").open("wb") as file:
-            torch.save(optimizer.state_dict(), file)
-
     folder = checkpoint.step_folder(partial, done)
-    size = checkpoint.save(folder, write)
+    size = checkpoint.save(folder, lambda inside: models.save_training_state(inside, model, optimizer))
     checkpoint.prune(partial, 1)
     work.emit(Saved(str(folder), done, size))
 

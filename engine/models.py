@@ -166,3 +166,10 @@ def _speaking(model: PeftModel, name: str):
         yield
     finally:
         model.set_adapter(STUDENT)
+
+
+def save_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, **how) -> None:
+    """Weights and optimizer, all that a step needs beside its number. how: arguments of save_pretrained."""
+    model.save_pretrained(folder, **how)
+    with (folder / "optimizer.pt").open("wb") as file:
+        torch.save(optimizer.state_dict(), file)

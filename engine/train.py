@@ -20,6 +20,7 @@ from engine.settings import ConfigError, Settings
 from engine.work import Cancelled, Work
 
 GIB = 2**30
+ADAPTER_ONLY = {"save_embedding_layers": False, "selected_adapters": [models.STUDENT]}  # teachers stay where they are
 PENALTY_WINDOW = (0.01, 0.1)  # of the cross-entropy; METHODS, section 9
 
 
@@ -178,14 +179,11 @@ def _save_step(work: Work, model, optimizer, done: int) -> None:
     if not done:
         return
 
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[models.STUDENT])
-        with (folder / "optimizer.pt").open("wb") as file:
-            torch.save(optimizer.state_dict(), file)
-
     folder = checkpoint.step_folder(work.folder, done)
     if checkpoint.verify(folder):
-        size = checkpoint.save(folder, write)
+        size = checkpoint.save(
+            folder, lambda inside: models.save_training_state(inside, model, optimizer, **ADAPTER_ONLY)
+        )
         checkpoint.prune(work.folder, work.settings.train.save_total_limit)
         work.emit(Saved(str(folder), done, size))
 
@@ -222,7 +220,7 @@ def _finish(work: Work, model, tokenizer, material: Material, anchors: list) -> 
     }
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[models.STUDENT])
+        model.save_pretrained(folder, **ADAPTER_ONLY)
         tokenizer.save_pretrained(folder)
         replay.save_buffer(folder, buffer)
         if anchors:

@@ -38,10 +38,13 @@ generate: {{max_new_tokens: 8}}
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A folder with tiny.yaml and the records it names."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def write_tiny(folder: Path) -> Path:
     from engine.corpus import pocket
     from engine.corpus.records import write_jsonl
 
-    folder = tmp_path_factory.mktemp("tiny")
     write_jsonl(folder / "papers.jsonl", pocket.papers(40, "tiny"))
     write_jsonl(folder / "videos.jsonl", pocket.videos(40, "tiny"))
     write_jsonl(folder / "pairs.jsonl", pocket.pairs(6, "tiny"))

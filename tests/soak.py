@@ -6,19 +6,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from engine.corpus import pocket
-from engine.corpus.records import write_jsonl
-from tests.conftest import TINY
+from tests.conftest import write_tiny
 from tests.test_pipeline import Box
-
-
-def data(folder: Path) -> Path:
-    write_jsonl(folder / "papers.jsonl", pocket.papers(40, "tiny"))
-    write_jsonl(folder / "videos.jsonl", pocket.videos(40, "tiny"))
-    write_jsonl(folder / "pairs.jsonl", pocket.pairs(6, "tiny"))
-    write_jsonl(folder / "test.jsonl", pocket.papers(5, "tiny-test") + pocket.videos(5, "tiny-test"))
-    (folder / "tiny.yaml").write_text(TINY.format(folder=folder))
-    return folder / "tiny.yaml"
 
 
 def pipeline(box: Box, config: Path) -> list[str]:
@@ -47,7 +36,7 @@ def main(kills: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "data").mkdir()
-        config = data(root / "data")
+        config = write_tiny(root / "data") / "tiny.yaml"
         calm = Box(root / "calm")
         calm.run("wait", *pipeline(calm, config))
         calm.run("runner", "stop", "--jobs")
