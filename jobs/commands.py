@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.settings import ConfigError, load
+from engine.configs import load
+from engine.settings import ConfigError
 from jobs import demo as demonstration
 from jobs import doctor as health
 from jobs import follow, show, steer, submit

@@ -11,11 +11,12 @@ from pathlib import Path
 import yaml
 
 from engine import files
+from engine.configs import dump, load
 from engine.corpus.records import read
 from engine.corpus.split import Corpus, assemble
 from engine.events import Queued, Writer
 from engine.mixture import Schedule, schedule
-from engine.settings import ConfigError, Phase, Settings, dump, load
+from engine.settings import ConfigError, Phase, Settings
 from jobs.home import PROJECT, Home
 from jobs.records import DONE, QUEUED, RUNNING, Job, Records
 

@@ -99,9 +99,10 @@ def engine() -> list[str]:
     from engine import ewc, models
     from engine.base import new_model, train_tokenizer
     from engine.batches import Encoder, plain_batch
+    from engine.configs import load
     from engine.corpus import pocket
     from engine.corpus.split import assemble
-    from engine.settings import Ewc, Lora, load
+    from engine.settings import Ewc, Lora
 
     torch.set_num_threads(1)
     settings = load(PROJECT / "configs" / "pocket.yaml", ["data.papers=data/pocket/papers.jsonl"])

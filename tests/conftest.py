@@ -57,7 +57,7 @@ def write_tiny(folder: Path) -> Path:
 def tiny_base(tiny_data, tmp_path_factory) -> Path:
     """A base model folder, built once by the project's own code."""
     from engine import base
-    from engine.settings import load
+    from engine.configs import load
 
     folder = tmp_path_factory.mktemp("bases") / "tiny"
     base.run(make_work("base", None, load(tiny_data / "tiny.yaml"), folder, folder, folder.parent))

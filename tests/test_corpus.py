@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.configs import load
 from engine.corpus import pocket
 from engine.corpus.records import Record, is_blank, read, to_dict, write_hdf5, write_jsonl
 from engine.corpus.split import assemble
-from engine.settings import ConfigError, load
+from engine.settings import ConfigError
 from tests.conftest import PROJECT, shared
 
 GOOD = {"id": "a", "modality": "paper", "source": "text", "summary": "short"}

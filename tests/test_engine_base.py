@@ -3,7 +3,7 @@
 import pytest
 
 from engine import base, checkpoint
-from engine.settings import load
+from engine.configs import load
 from engine.work import Cancelled
 from tests.conftest import make_work
 

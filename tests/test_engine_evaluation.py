@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from engine import models
 from engine.batches import Encoder
+from engine.configs import load
 from engine.corpus.records import read
 from engine.evaluation import metrics
 from engine.evaluation import run as evaluation
 from engine.evaluation.generate import batches, generate
 from engine.events import Evaluated, Generated
-from engine.settings import ConfigError, Model, load
+from engine.settings import ConfigError, Model
 from engine.work import Cancelled
 from tests.conftest import make_work
 

@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from engine import losses
 from engine.batches import Batch, Encoded, Encoder, Row, Shares, draw_until, micro_batches, step_rows
+from engine.configs import load
 from engine.corpus.records import Record
-from engine.settings import ConfigError, Distil, Losses, load
+from engine.settings import ConfigError, Distil, Losses
 
 pytestmark = pytest.mark.engine
 PAD = 0

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from engine import checkpoint, consolidate, replay, train
 from engine import events as ev
+from engine.configs import load
 from engine.corpus.records import Record
-from engine.settings import ConfigError, load
+from engine.settings import ConfigError
 from engine.work import Cancelled
 from tests.conftest import PROJECT, make_work
 

@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from engine.configs import load
 from engine.mixture import Draw, block_counts, schedule
-from engine.settings import ConfigError, Phase, load
+from engine.settings import ConfigError, Phase
 
 PHASES = (
     "curriculum.phases=["

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from engine import events as ev
-from engine.settings import ConfigError, Settings, dump
+from engine.configs import dump
+from engine.settings import ConfigError, Settings
 from engine.work import Cancelled
 from jobs import locks, process, show
 from jobs.home import PROJECT, Home

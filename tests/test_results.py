@@ -24,7 +24,7 @@ def home(tmp_path):
 
 def fill(home: Home, rows=ROWS, count=40, gate=None, spread=0.0) -> Records:
     """Evaluations whose means are exactly the given cells."""
-    from engine.settings import dump, load
+    from engine.configs import dump, load
 
     records = Records(home.records)
     settings = dump(

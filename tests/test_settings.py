@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import settings as s
-from engine.settings import ConfigError, load
+from engine import configs as s
+from engine.configs import load
+from engine.settings import ConfigError
 from tests.conftest import PROJECT
 
 

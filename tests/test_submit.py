@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from engine.settings import ConfigError, dump, load
+from engine.configs import dump, load
+from engine.settings import ConfigError
 from jobs.home import Home
 from jobs.records import Records
 from jobs.submit import Request, draft, enter, fingerprint, read_spec

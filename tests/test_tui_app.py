@@ -191,7 +191,7 @@ async def test_a_later_phase_names_the_run_it_goes_on_from(home):
 async def test_a_checkpoint_is_evaluated(home, tiny_data):
     import json
 
-    from engine.settings import dump, load
+    from engine.configs import dump, load
 
     settings = dump(load(tiny_data / "tiny.yaml"))
     folder = home.final("medical-7", "phase1")
@@ -209,7 +209,7 @@ async def test_a_checkpoint_is_evaluated(home, tiny_data):
 async def test_the_fisher_of_a_checkpoint_is_queued(home, tiny_data):
     import json
 
-    from engine.settings import dump, load
+    from engine.configs import dump, load
 
     folder = home.final("medical-7", "phase1")
     about = {"run": "medical-7", "phase": "phase1", "model": "base", "parent": None}

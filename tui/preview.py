@@ -148,7 +148,7 @@ def _data(draft: "Draft") -> list[Fact]:
 
 def _differences(request: "Request") -> list[Fact]:
     """Settings that are not as the config file has them."""
-    from engine.settings import differences, load
+    from engine.configs import differences, load
 
     changed = differences(request.settings, load(request.config))
     return [Fact("differs", f"{name} = {ours} (config: {theirs})") for name, ours, theirs in changed]

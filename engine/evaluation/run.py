@@ -10,6 +10,7 @@ from torch import nn
 
 from engine import checkpoint, files, models
 from engine.batches import Encoded, Encoder, plain_batch
+from engine.configs import dump
 from engine.corpus.records import Record, read
 from engine.corpus.split import COLUMNS, assemble
 from engine.evaluation import metrics
@@ -17,7 +18,7 @@ from engine.evaluation.generate import batches, generate
 from engine.events import Evaluated, Generated, Sample, Stage, Warned
 from engine.losses import token_nll
 from engine.mixture import generator, integer
-from engine.settings import ConfigError, dump
+from engine.settings import ConfigError
 from engine.work import Cancelled, Work
 
 SCORING_VERSION = 1  # counts up when the same checkpoint would get other scores

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from engine import events as ev
-from engine.settings import dump, load
+from engine.configs import dump, load
 from jobs.home import PROJECT, Home
 from jobs.records import Job, Records
 
