@@ -48,6 +48,15 @@ class Encoder:
         sources = self._texts([record.source for record in records])
         return [self._prompt(record, source, room) for record, source in zip(records, sources, strict=True)]
 
+    def plain(self, records: Sequence[Record]) -> list[Encoded]:
+        """Documents to be read, not summarised: every token after the first is supervised; cut at data.max_length."""
+        tokenizer, rows = self.tokenizer, []
+        for ids in self._texts([record.source for record in records]):
+            start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+            whole = [*start, *ids, tokenizer.eos_token_id]
+            rows.append(Encoded(whole[: self.data.max_length], 1, max(0, len(whole) - self.data.max_length)))
+        return rows
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
@@ -116,63 +125,78 @@ class Encoder:
 
 
 class Row(NamedTuple):
-    """One document of a step. stream: new, memory (replay of older phases) or base (the base's own answers).
+    """One document of a step.
 
-    teacher: the phase whose adapter a memory document is held to.
+    stream: new, memory (replay of older phases), base (the base's own answers) or document (plain text).
+    teacher: the phase whose adapter the row is held to, or base. pair: joins the two sides of a cross-modal pair.
+    group: texts of one group are never each other's negatives.
     """
 
     document: Encoded
     stream: str
     teacher: str = ""
+    pair: int | None = None
+    group: int = 0
+
+
+STREAMS = ("new", "memory", "base", "document")
+BASE = "base"  # the teacher that is the model without any adapter
 
 
 class Shares(NamedTuple):
-    """How much of a step is old: memory of the cross-entropy, base of the supervised tokens."""
+    """How much of a step is old: memory of the cross-entropy, base and document of the supervised tokens."""
 
     memory: float
     base: float
+    document: float = 0.0
 
 
 class Batch(NamedTuple):
     """A micro-batch, padded on the right. Causal attention never looks right, so no attention mask is needed.
 
     ids (N, L); predicts (N, L) bool: this position predicts a summary token. For the K tokens so marked, in row-major
-    order: targets (K,), rows (K,) the row of each, and what each counts in a loss. The weights hold the denominators of
-    the whole step, so a loss is a plain sum and does not depend on how the step was cut into micro-batches; diversity
-    is the stated exception, with part = 1 / micro-batches. documents (N,): 1 / new documents of the step, 0 for old
-    ones. rows_of: {"base" or phase: rows (n,) whose teacher it is}.
+    order: targets (K,), rows (K,) the row of each, and weights {loss: (K,)}, what each counts in that loss; a loss that no
+    token counts in is not there. The weights
+    hold the denominators of the whole step, so a loss is a plain sum and does not depend on how the step was cut into
+    micro-batches; diversity (part = 1 / micro-batches) and the negatives of the contrastive term are the stated
+    exceptions. documents (N,): 1 / new documents of the step, 0 for old ones. pairs (M, 2): the rows of both sides of a
+    pair, of the same row twice where a document is paired with its own summary; pair = 1 / pairs of the step.
+    groups (N,). rows_of: {"base" or phase: rows (n,) whose teacher it is}.
     """
 
     ids: Tensor
     predicts: Tensor
     targets: Tensor
     rows: Tensor
-    nll_weight: Tensor
-    term_weight: Tensor
-    base_weight: Tensor
-    memory_weight: Tensor
+    weights: dict[str, Tensor]
     documents: Tensor
     part: float
+    pairs: Tensor
+    pair: float
+    groups: Tensor
     rows_of: dict[str, Tensor]
 
     def to(self, device) -> "Batch":
-        moved = {name: t.to(device, non_blocking=True) for name, t in self._asdict().items() if isinstance(t, Tensor)}
-        return self._replace(**moved, rows_of={name: rows.to(device) for name, rows in self.rows_of.items()})
+        return self._replace(**{name: _moved(value, device) for name, value in self._asdict().items()})
 
     def tokens_of(self, rows: Tensor) -> Tensor:
         """(K,) bool: the tokens of some of the rows."""
         return torch.isin(self.rows, rows)
 
 
-class Totals(NamedTuple):
-    """Denominators of a step: what a token or a document counts in a loss."""
+def _moved(value, device):
+    if isinstance(value, dict):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
-    nll: dict[str, float]  # per stream
-    term: float
-    base: float
-    memory: float
+
+class Totals(NamedTuple):
+    """Denominators of a step: what a token, a document or a pair counts. weights: {loss: {stream: weight}}."""
+
+    weights: dict[str, dict[str, float]]
     document: float
-    part: float
+    pair: float
+    part: float = 1.0
 
 
 def draw_until(pool: Sequence[Row], tokens: float, key: Iterable) -> list[Row]:
@@ -189,84 +213,128 @@ def draw_until(pool: Sequence[Row], tokens: float, key: Iterable) -> list[Row]:
     return drawn
 
 
-def step_rows(
-    new: list[Encoded], memory: Sequence[Row], answers: Sequence[Row], shares: Shares, seed: int, step: int
-) -> list[Row]:
-    """All rows of optimizer step `step` (counted over the run): new documents, then replay, then base replay.
+def step_rows(new: Sequence[Row], pools: dict[str, Sequence[Row]], shares: Shares, seed: int, step: int) -> list[Row]:
+    """All rows of optimizer step `step` (counted over the run): the new ones, then some of each pool {stream: rows}.
 
-    Replay is counted in summary tokens: documents are drawn until T_old >= q / (1 - q) * T_new.
+    Replay is counted in supervised tokens: documents are drawn until T_old >= q / (1 - q) * T_new. Plain documents are
+    many times longer than a summary: where a share is less than one of them a step, they come in some of the steps only.
     """
-    tokens = sum(document.summary_tokens for document in new)
-    rows = [Row(document, "new") for document in new]
-    for stream, pool, share in (("memory", memory, shares.memory), ("base", answers, shares.base)):
-        rows += draw_until(pool, share / (1 - share) * tokens, (seed, stream, step))
+    tokens = sum(row.document.summary_tokens for row in new)
+    rows = list(new)
+    for stream, pool in pools.items():
+        share = getattr(shares, stream)
+        wanted = share / (1 - share) * tokens
+        if stream == "document" and pool:
+            mean = sum(row.document.summary_tokens for row in pool) / len(pool)
+            if wanted < mean:
+                wanted = 1 if generator(seed, "document step", step).random() < wanted / mean else 0
+        rows += draw_until(pool, wanted, (seed, stream, step))
     return rows
 
 
-def micro_batches(rows: list[Row], size: int, memory_share: float, pad: int) -> list[Batch]:
+def micro_batches(rows: list[Row], size: int, memory_share: float, pad: int, pairs: str = "cross_modal") -> list[Batch]:
     """Cut a step's rows into padded batches of at most `size` rows, of similar length and nearly equal number.
 
+    The two sides of a pair stay together, even where `size` is 1.
     L_CE = (1 - q) * mean over new tokens + q * mean over memory tokens: the share of old in the loss is exactly q.
     """
-    ordered = sorted(rows, key=lambda row: len(row.document.ids))
-    count = -(-len(ordered) // size)
-    cuts = [round(len(ordered) * k / count) for k in range(count + 1)]
-    totals = totals_of(rows, memory_share, count)
-    return [collate(ordered[a:b], totals, pad) for a, b in zip(cuts, cuts[1:], strict=False)]
+    cut = _cut(rows, size)
+    totals = totals_of(rows, memory_share, len(cut), pairs)
+    return [collate(part, totals, pad, pairs) for part in cut]
 
 
-def totals_of(rows: list[Row], memory_share: float, parts: int = 1) -> Totals:
-    """What each token and document of a step counts, from the numbers of tokens in all of its micro-batches."""
-    tokens = {s: sum(row.document.summary_tokens for row in rows if row.stream == s) for s in ("new", "memory", "base")}
-    terms = sum(len(row.document.terms) for row in rows if row.stream != "base")
+def _cut(rows: list[Row], size: int) -> list[list[Row]]:
+    units: dict[object, list[Row]] = {}
+    for index, row in enumerate(rows):
+        units.setdefault(("row", index) if row.pair is None else row.pair, []).append(row)
+    limit = -(-len(rows) // -(-len(rows) // size))
+    parts: list[list[Row]] = []
+    for unit in sorted(units.values(), key=lambda unit: max(len(row.document.ids) for row in unit)):
+        if not parts or len(parts[-1]) + len(unit) > limit:
+            parts.append([])
+        parts[-1] += unit
+    return parts
+
+
+def totals_of(rows: list[Row], memory_share: float, parts: int = 1, pairs: str = "cross_modal") -> Totals:
+    """What each token, document and pair of a step counts, from the numbers in all of its micro-batches."""
+    tokens = {s: sum(row.document.summary_tokens for row in rows if row.stream == s) for s in STREAMS}
+    terms = _over(1.0, sum(len(row.document.terms) for row in rows if row.stream in ("new", "memory")))
+    new = sum(row.stream == "new" for row in rows)
     q = memory_share if tokens["memory"] else 0.0
-    return Totals(
-        nll={"new": _over(1 - q, tokens["new"]), "memory": _over(q, tokens["memory"]), "base": 0.0},
-        term=_over(1.0, terms),
-        base=_over(1.0, tokens["base"]),
-        memory=_over(1.0, tokens["memory"]),
-        document=_over(1.0, sum(row.stream == "new" for row in rows)),
-        part=1 / parts,
-    )
+    weights = {
+        "cross_entropy": {"new": _over(1 - q, tokens["new"]), "memory": _over(q, tokens["memory"])},
+        "term": {"new": terms, "memory": terms},
+        "floor": {"new": _over(1.0, tokens["new"])},
+        "distil_new": {"new": _over(1.0, tokens["new"])},
+        "distil_phase": {"memory": _over(1.0, tokens["memory"])},
+        "distil_base": {"base": _over(1.0, tokens["base"])},
+        "distil_documents": {"document": _over(1.0, tokens["document"])},
+    }
+    count = new if pairs == "document_summary" else len({row.pair for row in rows if row.pair is not None})
+    return Totals(weights, _over(1.0, new), _over(1.0, count), 1 / parts)
 
 
 def _over(share: float, count: int) -> float:
     return share / count if count else 0.0
 
 
-def collate(rows: list[Row], totals: Totals, pad: int) -> Batch:
+def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal") -> Batch:
     """The tensors of some rows of a step."""
     length = max(len(row.document.ids) for row in rows)
     ids = torch.full((len(rows), length), pad)
     predicts = torch.zeros((len(rows), length), dtype=torch.bool)
-    targets, of_row = [], []
-    weights: dict[str, list[float]] = {"nll": [], "term": [], "base": [], "memory": []}
+    targets, of_row, term = [], [], []
     teachers: dict[str, list[int]] = {}
-    for index, (document, stream, teacher) in enumerate(rows):
+    for index, row in enumerate(rows):
+        document = row.document
         ids[index, : len(document.ids)] = torch.tensor(document.ids)
         predicts[index, document.prompt - 1 : len(document.ids) - 1] = True
-        count, terms = document.summary_tokens, set(document.terms)
         targets += document.ids[document.prompt :]
-        of_row += [index] * count
-        weights["nll"] += [totals.nll[stream]] * count
-        weights["term"] += [totals.term * (k in terms and stream != "base") for k in range(count)]
-        weights["base"] += [totals.base * (stream == "base")] * count
-        weights["memory"] += [totals.memory * (stream == "memory")] * count
-        if name := "base" if stream == "base" else teacher:
-            teachers.setdefault(name, []).append(index)
+        of_row += [index] * document.summary_tokens
+        terms = set(document.terms)
+        term += [k in terms for k in range(document.summary_tokens)]
+        if row.teacher:
+            teachers.setdefault(row.teacher, []).append(index)
+    of_row = torch.tensor(of_row)
+    weights = {name: _of_rows(rows, streams)[of_row] for name, streams in totals.weights.items()}
+    if "term" in weights:
+        weights["term"] *= torch.tensor(term)
+    # a loss without a token in this micro-batch is left out of it
+    weights = {name: values for name, values in weights.items() if name == "cross_entropy" or values.any()}
     return Batch(
-        ids,
-        predicts,
-        torch.tensor(targets),
-        torch.tensor(of_row),
-        *(torch.tensor(values, dtype=torch.float32) for values in weights.values()),
-        torch.tensor([totals.document * (row.stream == "new") for row in rows], dtype=torch.float32),
-        totals.part,
-        {name: torch.tensor(indices) for name, indices in teachers.items()},
+        ids=ids,
+        predicts=predicts,
+        targets=torch.tensor(targets),
+        rows=of_row,
+        weights=weights,
+        documents=torch.tensor([totals.document * (row.stream == "new") for row in rows], dtype=torch.float32),
+        part=totals.part,
+        pairs=_pairs(rows, pairs),
+        pair=totals.pair,
+        groups=torch.tensor([row.group for row in rows]),
+        rows_of={name: torch.tensor(indices) for name, indices in teachers.items()},
     )
 
 
+def _of_rows(rows: list[Row], weights: dict[str, float]) -> Tensor:
+    """(N,): what a token of each row counts, from {stream: weight}."""
+    return torch.tensor([weights.get(row.stream, 0.0) for row in rows], dtype=torch.float32)
+
+
+def _pairs(rows: list[Row], kind: str) -> Tensor:
+    """(M, 2): the rows of a pair in the order in which they stand (paper, then video)."""
+    if kind == "document_summary":
+        found = [[index, index] for index, row in enumerate(rows) if row.stream == "new"]
+    else:
+        sides: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.pair is not None:
+                sides.setdefault(row.pair, []).append(index)
+        found = list(sides.values())
+    return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
+
+
 def plain_batch(documents: Sequence[Encoded], pad: int) -> Batch:
-    """A batch in which every summary token counts 1, for sums over documents (Fisher, evaluation)."""
-    totals = Totals({"new": 1.0}, 0.0, 0.0, 0.0, 1.0, 1.0)
-    return collate([Row(document, "new") for document in documents], totals, pad)
+    """A batch of documents for sums over them (Fisher, evaluation); its weights count nothing."""
+    return collate([Row(document, "new") for document in documents], Totals({}, 1.0, 0.0), pad)

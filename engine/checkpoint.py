@@ -6,7 +6,7 @@ checkpoints/RUN/PHASE/final/         the phase's product; loads with PeftModel.f
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine import files
@@ -74,10 +74,11 @@ def step_folder(phase_folder: Path, step: int) -> Path:
     return phase_folder / f"step-{step:06d}"
 
 
-def prune(phase_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints inside a phase."""
+def prune(phase_folder: Path, keep: int, spare: Sequence[Path] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints inside a phase, and those to `spare`."""
     for folder in sorted(phase_folder.glob("step-*"), reverse=True)[keep:]:
-        shutil.rmtree(folder)
+        if folder not in spare:
+            shutil.rmtree(folder)
 
 
 def link(run_folder: Path, name: str, target: Path) -> None:

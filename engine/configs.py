@@ -37,6 +37,10 @@ ALIASES = {
     "save_steps": "train.save_steps",
     "save_total_limit": "train.save_total_limit",
     "seed": "train.seed",
+    "resume_from_checkpoint": "train.resume_from",
+    "early_stopping_patience": "train.early_stopping_patience",
+    "report_to": "train.report_to",
+    "eval_steps": "evaluate.every_steps",
     "sequence_len": "data.max_length",
     "cutoff_len": "data.max_length",
     "max_seq_length": "data.max_length",
@@ -52,7 +56,6 @@ ADVICE = {
     "lr_scheduler_type": "the schedule is warm-up, then cosine; see train.warmup_ratio",
     "val_set_size": "use data.test_share",
     "bf16": "use train.mixed_precision: bf16 and model.dtype: bfloat16",
-    "resume_from_checkpoint": "a job resumes by itself; `hybridsum.py retry ID` starts it again",
 }
 
 COMMAND_LINE = "command line"
@@ -233,17 +236,23 @@ def _type_name(field) -> str:
 def dump(settings: Settings) -> dict:
     """A plain mapping from which `load` gives the same settings; paths absolute, for spec.yaml."""
     content = settings.model_dump(by_alias=True, mode="json")
-    for section, name in (("data", s) for s in (*SOURCES, "terms", "test")):
+    for section, name in (("data", s) for s in (*SOURCES, "documents", "terms", "test")):
         if content[section][name]:
             content[section][name] = str(Path(content[section][name]).absolute())
-    if content["model"]["adapter"]:
-        content["model"]["adapter"] = str(Path(content["model"]["adapter"]).absolute())
+    for section, name in (("model", "adapter"), ("train", "resume_from")):
+        if content[section][name]:
+            content[section][name] = str(Path(content[section][name]).absolute())
     return content
+
+
+def leaves(settings: Settings) -> list[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    return list(_leaves(dump(settings)))
 
 
 def differences(settings: Settings, other: Settings) -> list[tuple[str, Any, Any]]:
     """(name, value, other value) of every setting that differs."""
-    left, right = dict(_leaves(dump(settings))), dict(_leaves(dump(other)))
+    left, right = dict(leaves(settings)), dict(leaves(other))
     return [
         (name, left.get(name), right.get(name)) for name in sorted(left | right) if left.get(name) != right.get(name)
     ]

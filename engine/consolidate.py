@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from engine import checkpoint, ewc, files, models
 from engine.batches import Encoded, Encoder
 from engine.corpus.split import assemble
@@ -60,8 +62,10 @@ def anchors_folder(final: Path) -> Path:
     return final if checkpoint.verify(beside) else beside
 
 
-def measure(work: Work, model, documents: list[Encoded], pad: int) -> ewc.Fisher:
-    """The Fisher with its progress told. Raises Cancelled."""
+def measure(
+    work: Work, model, documents: list[Encoded], pad: int, accelerator: Accelerator | None = None
+) -> ewc.Fisher:
+    """The Fisher with its progress told; several processes share the documents. Raises Cancelled."""
     work.emit(Stage("fisher"))
     total = len(documents)
     work.emit(FisherProgress(0, total))
@@ -73,6 +77,7 @@ def measure(work: Work, model, documents: list[Encoded], pad: int) -> ewc.Fisher
         pad,
         lambda done, so_far: work.emit(FisherProgress(done, total, so_far.trace, so_far.shares())),
         work.cancelled,
+        accelerator,
     )
     if found is None:
         raise Cancelled

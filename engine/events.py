@@ -58,6 +58,8 @@ class Step(Event):
     grad_norm: float
     tokens_per_second: float
     memory_gib: float
+    figures: dict[str, float] = field(default_factory=dict)  # beside the losses: negatives, pruned, token_entropy
+    norms: dict[str, float] = field(default_factory=dict)  # {component: norm of its own gradient}, where measured
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,15 @@ class Generated(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """Scores of one evaluation: {column: {metric: value}}; ROUGE 0-100, nll in nats per summary token."""
+    """Scores of one evaluation: {column: {metric: value}}; ROUGE 0-100, nll in nats per summary token.
+
+    step: inside a phase, on development documents; 0: of a finished checkpoint.
+    """
 
     checkpoint: str
     test_set: str
     metrics: dict[str, dict[str, float]]
+    step: int = 0
 
 
 @dataclass(frozen=True)

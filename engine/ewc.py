@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.batches import Encoded, plain_batch
+from engine.losses import wide
 from engine.mixture import integer
-from engine.models import summary_logits, trainable
+from engine.models import STUDENT, summary_logits, trainable
 from engine.settings import ConfigError, Ewc
 
 FILE = "anchors.safetensors"
@@ -85,47 +87,75 @@ def fisher(
     pad: int,
     progress: Callable[[int, Fisher], None] = lambda done, so_far: None,
     stop: Callable[[], bool] = lambda: False,
+    accelerator: Accelerator | None = None,
 ) -> Fisher | None:
     """The Fisher of the trainable weights on held-out documents; None if `stop` asked to.
 
     Eval mode, fp32 squares, labels drawn from the model on the reference prefix (settings.labels: empirical takes the
     reference). Several documents share a backward pass, but each one's gradient is squared alone, so the batch size
-    changes the speed and not the result. Raises ConfigError if the trace is 0: the penalty would hold nothing.
+    changes the speed and not the result; nor does the number of processes, which take the batches in turn. Raises ConfigError if the trace is 0: the penalty would hold nothing.
     """
     product = settings.space == "product"
     watched = {
         name: module for name, module in model.named_modules() if (_is_layer(module) if product else _is_factor(name))
     }
-    sums: dict[str, Tensor] = {}
+    sums = {part: value for name, module in watched.items() for part, value in _nothing(name, module, product)}
+    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
     was_training, tokens = model.training, 0
     model.eval()
-    for first in range(0, len(order), settings.fisher_batch_size):
-        if stop():
+    size = settings.fisher_batch_size
+    for first in range(rank * size, len(order), processes * size):
+        if processes == 1 and stop():
             model.train(was_training)
             return None
-        chosen = order[first : first + settings.fisher_batch_size]
+        chosen = order[first : first + size]
         batch = plain_batch([documents[index] for index in chosen], pad)
         batch = batch.to(next(model.parameters()).device)
         counts = [documents[index].summary_tokens for index in chosen]
         tokens += sum(counts)
         with _watching(watched) as seen:
-            logits = summary_logits(model, batch).float()
+            logits = wide(summary_logits(model, batch))
             labels = batch.targets if settings.labels == "empirical" else _sampled(logits, counts, chosen, seed)
             functional.cross_entropy(logits, labels, reduction="sum").backward()
         model.zero_grad(set_to_none=True)
         for name, (values, gradient) in seen.items():
-            for part, value in (_margins if product else _entries)(name, values.float(), gradient.float()):
-                sums[part] = sums[part] + value if part in sums else value
-        done = first + len(chosen)
+            for part, value in (_margins if product else _entries)(name, wide(values), wide(gradient)):
+                sums[part] += value
+        done = min(len(order), first + processes * size)
         progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
     model.train(was_training)
+    if processes > 1:
+        sums = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
+    tokens = sum(document.summary_tokens for document in documents)
     found = Fisher({name: value / tokens for name, value in sums.items()}, len(documents), tokens)
     if found.trace == 0:
         raise ConfigError(
             "the Fisher information is 0 everywhere, so EWC would hold nothing. Has the phase trained at all?"
         )
     return found
+
+
+def uniform(model: nn.Module, settings: Ewc) -> Fisher:
+    """Every entry counts 1: an L2 penalty, on the update in product space (u_i v_j / Z = 1), else on the factors."""
+    if settings.space == "factor":
+        return Fisher({name: torch.ones_like(p, dtype=torch.float32) for name, p in trainable(model).items()}, 1, 1)
+    values = {}
+    for name, module in model.named_modules():
+        if _is_layer(module):
+            rows, columns = (part for _, part in _nothing(name, module, True))
+            values |= {name + ROWS: rows + len(columns), name + COLUMNS: columns + len(rows)}
+    return Fisher(values, 1, 1)
+
+
+def _nothing(name: str, module: nn.Module, product: bool) -> Iterator[tuple[str, Tensor]]:
+    """The sums of a layer, or of a factor, before the first document."""
+    if not product:
+        yield f"{name}.weight", torch.zeros_like(module.weight, dtype=torch.float32)
+        return
+    where = module.lora_A[STUDENT].weight.device
+    yield name + ROWS, torch.zeros(module.out_features, device=where)
+    yield name + COLUMNS, torch.zeros(module.in_features, device=where)
 
 
 def _is_factor(name: str) -> bool:

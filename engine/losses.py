@@ -1,26 +1,47 @@
 """Every loss: a pure function of one micro-batch and its outputs, named like its weight in the settings.
 
 The objective of a step is the sum of the dict that `mix` returns over its micro-batches, plus the EWC penalty, so what
-is logged adds up to what was minimised. All of it in fp32, in nats.
+is logged adds up to what was minimised. All of it in fp32 (fp64 where the model is), in nats.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.batches import Batch
-from engine.settings import Distil, Losses
+from engine.contrastive import Contrast, Sides, crossclr
+from engine.settings import CrossClr, Distil, Losses
+
+
+class Outputs(NamedTuple):
+    """What the model says of a micro-batch.
+
+    logits (K, V) at the K positions that predict a summary token; states (N, L, D) of the last layer, where a loss
+    needs them; told {teacher: log-probabilities (K_teacher, V) at the summary tokens of its rows}, without gradient;
+    embedding (V, D), frozen.
+    """
+
+    logits: Tensor
+    states: Tensor | None
+    told: dict[str, Tensor]
+    embedding: Tensor
+
+
+def wide(values: Tensor) -> Tensor:
+    """fp32, or fp64 where it is that already."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Sum of weighted nll over summary tokens, in nats per token of the whole step.
 
-    logits (K, V) at the K positions that predict a summary token; batch.nll_weight holds the denominators.
+    logits (K, V) at the K positions that predict a summary token; batch.weights holds the denominators.
     Source: METHODS, sections 2 and 4: L_CE = (1 - q) * mean(new) + q * mean(memory).
     """
-    return (token_nll(logits, batch.targets) * batch.nll_weight).sum()
+    return (token_nll(logits, batch.targets) * batch.weights["cross_entropy"]).sum()
 
 
 def term(logits: Tensor, batch: Batch) -> Tensor:
@@ -28,7 +49,7 @@ def term(logits: Tensor, batch: Batch) -> Tensor:
 
     A term token then weighs 1 + weight * T / |K| times a plain one. Source: METHODS, section 7.
     """
-    return (token_nll(logits, batch.targets) * batch.term_weight).sum()
+    return (token_nll(logits, batch.targets) * batch.weights["term"]).sum()
 
 
 def diversity(logits: Tensor, batch: Batch) -> Tensor:
@@ -37,12 +58,32 @@ def diversity(logits: Tensor, batch: Batch) -> Tensor:
     It falls when documents get different outputs. Not additive: taken per micro-batch, then averaged (batch.part).
     0 for a micro-batch without new documents. Source: METHODS, section 6.
     """
-    new = batch.documents > 0
-    if not new.any():
-        return logits.sum() * 0.0
-    mean = _document_means(logits.float().softmax(-1), batch)[new].mean(0)
+    total = batch.documents.sum()
+    mean = (
+        batch.documents.to(wide(logits).dtype)
+        @ _document_means(wide(logits).softmax(-1), batch)
+        / total.clamp_min(torch.finfo().tiny)
+    )
+    mean = mean + (total <= 0) / logits.shape[-1]  # without new documents: uniform, whose loss and gradient are 0
     entropy = -torch.special.xlogy(mean, mean).sum()
     return batch.part * (1 - entropy / math.log(logits.shape[-1]))
+
+
+def floor(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
+    """mean over new tokens of max(0, H_ref - H), in nats: acts only where a token's entropy fell below the reference's.
+
+    H_ref is that of the row's teacher, the model before the phase. Source: METHODS, section 6, option floor.
+    """
+    reference = torch.zeros_like(batch.weights["floor"], dtype=wide(logits).dtype)
+    for name, rows in batch.rows_of.items():
+        reference = reference.masked_scatter(batch.tokens_of(rows), token_entropy(told[name]))
+    short = (reference - token_entropy(wide(logits).log_softmax(-1))).clamp_min(0)
+    return (short * batch.weights["floor"]).sum()
+
+
+def token_entropy(log_probabilities: Tensor) -> Tensor:
+    """H (K,) of each token's distribution (K, V), in nats."""
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
 def drift(logits: Tensor, batch: Batch, embedding: Tensor, target: float) -> Tensor:
@@ -51,27 +92,66 @@ def drift(logits: Tensor, batch: Batch, embedding: Tensor, target: float) -> Ten
     embedding W_E (V, D), frozen. p_t W_E is the expected embedding, so the gradient reaches the logits; the reference
     side has none. A hinge, never a square: above the target it must not pull down. Source: METHODS, section 7.
     """
-    embedding = embedding.detach().float()
-    ours = _document_means(logits.float().softmax(-1) @ embedding, batch)
+    embedding = wide(embedding.detach())
+    ours = _document_means(wide(logits).softmax(-1) @ embedding, batch)
     theirs = _document_means(embedding[batch.targets], batch)
     short = (target - functional.cosine_similarity(ours, theirs, dim=-1)).clamp_min(0)
     return (short * batch.documents).sum()
 
 
-def distil_base(logits: Tensor, batch: Batch, teachers: dict[str, Tensor]) -> Tensor:
-    """KL(base || model) at the base-replay tokens of the step, their mean. See `divergence`."""
-    tokens = batch.tokens_of(batch.rows_of["base"])
-    return (divergence(logits[tokens], teachers["base"]) * batch.base_weight[tokens]).sum()
+def contrastive(sides: Sides, batch: Batch, contrast: Contrast, settings: CrossClr) -> tuple[Tensor, dict[str, float]]:
+    """(CrossCLR, mean over the pairs of the step, in nats per anchor; {negatives, pruned}). See `crossclr`."""
+    total, told = crossclr(sides, contrast.queue, settings)
+    return total * batch.pair, told
 
 
-def distil_phase(logits: Tensor, batch: Batch, teachers: dict[str, Tensor]) -> Tensor:
-    """KL(phase adapter || model) at the memory tokens of the step, their mean; each record has the teacher of its phase."""
-    parts = []
+def sides_of(outputs: Outputs, batch: Batch, contrast: Contrast, settings: CrossClr) -> Sides:
+    """Mean last-layer states of both sides of each pair and their projections: (paper, talk), or (source, summary)."""
+    states = wide(outputs.states)
+    of_summary = _masked_means(states, batch.predicts)
+    if settings.pairs == "document_summary":
+        of_source = _masked_means(states, batch.predicts.long().cumsum(1) == 0)
+        hx, hy = of_source[batch.pairs[:, 0]], of_summary[batch.pairs[:, 1]]
+    else:
+        hx, hy = of_summary[batch.pairs[:, 0]], of_summary[batch.pairs[:, 1]]
+    groups = batch.groups[batch.pairs]
+    return Sides(contrast.project(hx), contrast.project(hy), hx, hy, groups[:, 0], groups[:, 1])
+
+
+def _masked_means(states: Tensor, mask: Tensor) -> Tensor:
+    """(N, L, D) -> (N, D): mean over the positions of a mask (N, L); 0 where it is empty."""
+    weights = mask.to(states.dtype)
+    return torch.einsum("nl,nld->nd", weights, states) / weights.sum(1, keepdim=True).clamp_min(1)
+
+
+def divergences(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
+    """(K,): KL(teacher || model) at the tokens of rows that have a teacher, 0 elsewhere."""
+    logits = wide(logits)
+    found = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
     for name, rows in batch.rows_of.items():
-        if name != "base":
-            tokens = batch.tokens_of(rows)
-            parts.append((divergence(logits[tokens], teachers[name]) * batch.memory_weight[tokens]).sum())
-    return torch.stack(parts).sum()
+        tokens = batch.tokens_of(rows)
+        found = found.masked_scatter(tokens, divergence(logits[tokens], told[name]))
+    return found
+
+
+def distil_base(apart: Tensor, batch: Batch) -> Tensor:
+    """KL(base || model) at the tokens of the base's own answers, their mean. apart (K,): see `divergences`."""
+    return (apart * batch.weights["distil_base"]).sum()
+
+
+def distil_documents(apart: Tensor, batch: Batch) -> Tensor:
+    """KL(base || model) at every token of the plain documents of the step, their mean."""
+    return (apart * batch.weights["distil_documents"]).sum()
+
+
+def distil_phase(apart: Tensor, batch: Batch) -> Tensor:
+    """KL(phase adapter || model) at the memory tokens of the step, their mean; each record has the teacher of its phase."""
+    return (apart * batch.weights["distil_phase"]).sum()
+
+
+def distil_new(apart: Tensor, batch: Batch) -> Tensor:
+    """KL(model before the phase || model) at the new tokens, their mean. Source: Li & Hoiem 2016 (arXiv 1606.09282)."""
+    return (apart * batch.weights["distil_new"]).sum()
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -80,13 +160,13 @@ def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     logits (K, V) of the student; teacher (K, V) log-probabilities, no gradient. The order of arguments is that of torch:
     kl_div(log p_student, log p_teacher). Source: METHODS, section 8.
     """
-    student = functional.log_softmax(logits.float(), dim=-1)
-    return functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+    student = functional.log_softmax(wide(logits), dim=-1)
+    return functional.kl_div(student, teacher.to(student.dtype), log_target=True, reduction="none").sum(-1)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log p of each target (K,), in nats, fp32."""
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+    """-log p of each target (K,), in nats."""
+    return functional.cross_entropy(wide(logits), targets, reduction="none")
 
 
 def _document_means(values: Tensor, batch: Batch) -> Tensor:
@@ -95,21 +175,30 @@ def _document_means(values: Tensor, batch: Batch) -> Tensor:
     return sums / torch.bincount(batch.rows, minlength=len(batch.documents)).clamp_min(1)[:, None]
 
 
-def mix(
-    logits: Tensor, batch: Batch, teachers: dict[str, Tensor], embedding: Tensor, losses: Losses, distil: Distil
-) -> dict[str, Tensor]:
-    """{name: weighted scalar} of one micro-batch. A weight of 0, or nothing to apply it to, skips the computation."""
+def mix(outputs: Outputs, batch: Batch, losses: Losses, distil: Distil) -> dict[str, Tensor]:
+    """{name: weighted scalar} of one micro-batch, but for the contrastive term, which has a state of its own.
+
+    A weight of 0, or nothing to apply it to, skips the computation.
+    """
+    logits, told = outputs.logits, outputs.told
     parts = {}
     if losses.cross_entropy:
         parts["cross_entropy"] = losses.cross_entropy * cross_entropy(logits, batch)
-    if losses.term:
+    if losses.term and "term" in batch.weights:
         parts["term"] = losses.term * term(logits, batch)
     if losses.diversity:
         parts["diversity"] = losses.diversity * diversity(logits, batch)
     if losses.drift:
-        parts["drift"] = losses.drift * drift(logits, batch, embedding, losses.drift_target)
-    if distil.phase and teachers.keys() - {"base"}:
-        parts["distil_phase"] = distil.phase * distil_phase(logits, batch, teachers)
-    if distil.base and "base" in teachers:
-        parts["distil_base"] = distil.base * distil_base(logits, batch, teachers)
+        parts["drift"] = losses.drift * drift(logits, batch, outputs.embedding, losses.drift_target)
+    if losses.floor and "floor" in batch.weights:
+        parts["floor"] = losses.floor * floor(logits, batch, told)
+    if told:
+        apart = divergences(logits, batch, told)
+        for name in ("phase", "base", "documents", "new"):
+            weight, loss = getattr(distil, name), f"distil_{name}"
+            if weight and loss in batch.weights:
+                parts[loss] = weight * DISTILLATION[loss](apart, batch)
     return parts or {"cross_entropy": logits.sum() * 0.0}
+
+
+DISTILLATION = {loss.__name__: loss for loss in (distil_phase, distil_base, distil_documents, distil_new)}

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from engine import replay
-from engine.batches import Encoded, Encoder, Row, Shares
+from engine.batches import BASE, Encoded, Encoder, Row, Shares, step_rows
 from engine.corpus import terms
 from engine.corpus.records import Record
-from engine.corpus.split import COLUMNS, Corpus, assemble
+from engine.corpus.split import MODALITIES, Corpus, assemble, group_of
 from engine.events import Warned
-from engine.mixture import PhasePlan, Schedule, generator, schedule
+from engine.mixture import PhasePlan, Schedule, generator, integer, schedule
 from engine.settings import ConfigError, Phase, Settings
 from engine.work import Work
 
@@ -18,23 +18,29 @@ from engine.work import Work
 @dataclass(frozen=True)
 class Material:
     corpus: Corpus  # without the records that cannot be trained on
+    encoder: Encoder
     plan: PhasePlan
     schedule: Schedule
-    documents: dict[str, list[tuple[Encoded, ...]]]  # per source and index: one document, or both sides of a pair
+    documents: dict[str, list[tuple[Row, ...]]]  # per source and index: one new row, or both sides of a pair
     kept: list[Record]  # the replay buffer so far
-    memory: list[Row]  # the same in tokens
-    answers: list[Row]  # the base's own answers
+    pools: dict[str, list[Row]]  # what is replayed: memory, the base's own answers, plain documents
     fisher: list[Encoded]
     shares: Shares
+    seed: int
 
     @property
     def teachers(self) -> list[str]:
-        """Phases whose adapters the memory is held to."""
-        return sorted({row.teacher for row in self.memory if row.teacher})
+        """Phases whose adapters some rows are held to."""
+        rows = [*self.pools["memory"], *(row for group in self.documents.values() for rows in group for row in rows)]
+        return sorted({row.teacher for row in rows} - {"", BASE})
 
-    def new(self, step: int) -> list[Encoded]:
-        """The new documents of a step counted over the run."""
-        return [document for draw in self.schedule.at(step) for document in self.documents[draw.source][draw.index]]
+    def rows(self, step: int) -> list[Row]:
+        """Everything that optimizer step `step` (counted over the run) sees: a pure function of (seed, step)."""
+        new = []
+        for number, draw in enumerate(self.schedule.at(step)):
+            sides = self.documents[draw.source][draw.index]
+            new += [row._replace(pair=number if len(sides) == 2 else None) for row in sides]
+        return step_rows(new, self.pools, self.shares, self.seed, step)
 
 
 def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
@@ -42,35 +48,80 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
     settings = work.settings
     lexicon = terms.load(settings.data.terms) if settings.losses.term and settings.data.terms else None
     encoder = Encoder(tokenizer, settings.data, lexicon)
-    corpus, documents = _encode(work, encoder, assemble(settings.data))
-    _warn_of_terms(work, documents)
+    corpus, encoded = _encode(work, encoder, assemble(settings.data))
+    if lexicon:
+        _warn_of_terms(work, encoded)
     phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
     plan = schedule(settings, corpus.sizes)
     kept = replay.load_buffer(work.start_from)
-    memory = [
+    chosen = (
+        fisher_records(settings, phase, corpus)
+        if hands_on(settings, phase.name) and settings.ewc.importance == "fisher"
+        else []
+    )
+    distil = settings.distil
+    return Material(
+        corpus=corpus,
+        encoder=encoder,
+        plan=plan.phase(phase.name),
+        schedule=plan,
+        documents=_new_rows(work, corpus, encoded),
+        kept=kept,
+        pools={
+            "memory": _memory(settings, encoder, kept),
+            "base": _answers(work, base, encoder, corpus),
+            "document": _plain(settings, encoder, corpus),
+        },
+        fisher=[document for document in encoder.encode(chosen) if document],
+        shares=Shares(settings.replay.batch_share, distil.base_share, distil.documents_share),
+        seed=settings.train.seed,
+    )
+
+
+def _new_rows(
+    work: Work, corpus: Corpus, encoded: dict[str, list[tuple[Encoded, ...]]]
+) -> dict[str, list[tuple[Row, ...]]]:
+    """Training documents as rows. What looks back at the model before the phase (learning without forgetting, the
+    entropy floor) has it as teacher: the phase before, or the base."""
+    settings = work.settings
+    looks_back = settings.distil.new or settings.losses.floor
+    teacher = "" if not looks_back else work.start_from.parent.name if work.start_from else BASE
+    return {
+        source: [
+            tuple(
+                Row(document, "new", teacher, group=integer(group_of(record)))
+                for document, record in zip(documents, corpus.documents(source, index), strict=True)
+            )
+            for index, documents in enumerate(rows)
+        ]
+        for source, rows in encoded.items()
+    }
+
+
+def _memory(settings: Settings, encoder: Encoder, kept: list[Record]) -> list[Row]:
+    if not settings.replay.batch_share:
+        return []
+    return [
         Row(document, "memory", replay.teacher(record) if settings.distil.phase else "")
         for record, document in zip(kept, encoder.encode(kept), strict=True)
         if document
     ]
-    answers = replay.base_answers(work, base, encoder, corpus.videos) if settings.distil.base else []
-    chosen = fisher_records(settings, phase, corpus) if _needs_fisher(settings, phase) else []
-    return Material(
-        corpus=corpus,
-        plan=plan.phase(phase.name),
-        schedule=plan,
-        documents=documents,
-        kept=kept,
-        memory=memory if settings.replay.batch_share else [],
-        answers=[Row(answer, "base") for answer in answers],
-        fisher=[document for document in encoder.encode(chosen) if document],
-        shares=Shares(settings.replay.batch_share, settings.distil.base_share if settings.distil.base else 0.0),
-    )
+
+
+def _answers(work: Work, base: nn.Module, encoder: Encoder, corpus: Corpus) -> list[Row]:
+    if not (work.settings.distil.base and work.settings.distil.base_share):
+        return []
+    return [Row(answer, "base", BASE) for answer in replay.base_answers(work, base, encoder, corpus.videos)]
+
+
+def _plain(settings: Settings, encoder: Encoder, corpus: Corpus) -> list[Row]:
+    if not (settings.distil.documents and settings.distil.documents_share):
+        return []
+    return [Row(document, "document", BASE) for document in encoder.plain(corpus.plain)]
 
 
 def _warn_of_terms(work: Work, documents: dict[str, list[tuple[Encoded, ...]]]) -> None:
     """What the weight of the term loss means for these data: a term token counts 1 + weight * T / |K|."""
-    if not work.settings.losses.term:
-        return
     rows = [document for group in documents.values() for row in group for document in row]
     tokens, found = sum(row.summary_tokens for row in rows), sum(len(row.terms) for row in rows)
     if not found:
@@ -107,20 +158,18 @@ def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[
     return replace(corpus, **parts), documents
 
 
-def _needs_fisher(settings: Settings, phase: Phase) -> bool:
-    """The last phase of a curriculum is anchored by none, so its Fisher is not worth its time."""
-    return settings.ewc.lambda_ > 0 and phase is not settings.curriculum.phases[-1]
+def hands_on(settings: Settings, phase: str) -> bool:
+    """Whether a phase leaves an anchor: the last of a curriculum anchors none, so its Fisher is not worth its time."""
+    return settings.ewc.lambda_ > 0 and phase != settings.curriculum.phases[-1].name
 
 
 def fisher_records(settings: Settings, phase: Phase, corpus: Corpus) -> list[Record]:
     """Held-out documents in the proportions of the phase; a pair counts as half a paper and half a video."""
-    shares = {
-        column: phase.mixture.get(column, 0.0) + phase.mixture.get("pairs", 0.0) / 2 for column in COLUMNS.values()
-    }
     chosen = []
-    for modality, column in COLUMNS.items():
+    for column, modality in MODALITIES.items():
+        share = phase.mixture.get(column, 0.0) + phase.mixture.get("pairs", 0.0) / 2
         members = [record for record in corpus.fisher if record.modality == modality]
-        wanted = min(len(members), round(settings.ewc.fisher_samples * shares[column]))
+        wanted = min(len(members), round(settings.ewc.fisher_samples * share))
         chosen += generator(settings.train.seed, "fisher documents", phase.name, modality).sample(members, wanted)
     if not chosen:
         raise ConfigError("no document is held out for the Fisher: raise data.fisher_share, or set ewc.lambda=0")

@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     from peft import LoraConfig, PeftModel, get_peft_model
 
 STUDENT = "default"  # the adapter that learns; PEFT's own name for the first one
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ADAPTER_ONLY = {"save_embedding_layers": False, "selected_adapters": [STUDENT]}  # teachers stay where they are
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 def prepare(train: Train) -> None:
@@ -102,8 +103,9 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def parameter_groups(model: nn.Module, train: Train) -> list[dict]:
-    """Two AdamW groups with their peak rates under `rate`: A learns at learning_rate, B faster (LoRA+).
+def parameter_groups(model: nn.Module, train: Train, heads: list[nn.Parameter] = ()) -> list[dict]:
+    """AdamW groups with their peak rates under `rate`: A learns at learning_rate, B faster (LoRA+); heads, in a group of
+    their own, as fast as A.
 
     Raises ValueError if a trainable weight belongs to neither.
     """
@@ -113,15 +115,27 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict]:
     if len(a) + len(b) != len(weights):
         raise ValueError(f"neither A nor B: {[n for n in weights if '.lora_A.' not in n and '.lora_B.' not in n]}")
     fast = train.learning_rate * train.loraplus_lr_ratio
+    slow = train.learning_rate
+    groups = [(a, slow), (b, fast), *([(list(heads), slow)] if heads else [])]
     return [
-        {"params": a, "rate": train.learning_rate, "lr": train.learning_rate, "weight_decay": train.weight_decay},
-        {"params": b, "rate": fast, "lr": fast, "weight_decay": train.weight_decay},
+        {"params": members, "rate": rate, "lr": rate, "weight_decay": train.weight_decay} for members, rate in groups
     ]
 
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
     return model(input_ids=batch.ids, logits_to_keep=batch.predicts, use_cache=False).logits
+
+
+def logits_and_states(model: PeftModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Label-only logits (K, V), and the last layer's states (N, L, D) that they come from."""
+    seen = []
+    decoder = model.get_base_model().get_decoder()
+    handle = decoder.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    try:
+        return summary_logits(model, batch), seen[-1]
+    finally:
+        handle.remove()
 
 
 def load_teacher(model: PeftModel, folder: Path, name: str) -> None:
@@ -149,7 +163,7 @@ def teacher_log_probabilities(model: PeftModel, batch: Batch, names: Iterable[st
         rows = batch.rows_of[name]
         with torch.no_grad(), _speaking(model, name):
             logits = model(input_ids=batch.ids[rows], logits_to_keep=batch.predicts[rows], use_cache=False).logits
-        found[name] = logits.float().log_softmax(-1)
+        found[name] = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     model.train(was_training)
     return found
 

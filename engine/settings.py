@@ -53,7 +53,9 @@ class Model(Section):
     name_or_path: str | None = Field(None, description="Hugging Face name, or a folder; empty: the base in `build`")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     adapter: Path | None = Field(None, description="folder of an adapter to go on from, instead of a fresh one")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the frozen base weights")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="type of the frozen base weights; float64 for exact comparisons"
+    )
     build: Build | None = Field(None, description="train a small base here first")
 
 
@@ -72,10 +74,16 @@ class Data(Section):
     papers: Path | None = Field(None, description="JSONL or HDF5 with records of modality paper")
     videos: Path | None = Field(None, description="JSONL or HDF5 with records of modality video")
     pairs: Path | None = Field(None, description="JSONL or HDF5 with both sides of each pair, joined by pair_id")
-    terms: Path | None = Field(None, description="lexicon, one term a line, for the term loss")
-    test: Path | None = Field(None, description="JSONL or HDF5 to evaluate on; empty: test_share of papers and videos")
+    documents: Path | None = Field(
+        None, description="plain text without summaries (modality document): what the base can read and must not lose"
+    )
+    terms: Path | None = Field(None, description="lexicon, one term a line; without it the term loss is left out")
+    test: Path | None = Field(None, description="JSONL or HDF5 to evaluate on; empty: test_share of all files")
     test_share: float = Field(0.1, ge=0, lt=0.5, description="share of groups held out for evaluation if test is empty")
     fisher_share: float = Field(0.05, ge=0, lt=0.5, description="share of groups held out for the Fisher information")
+    development_share: float = Field(
+        0.0, ge=0, lt=0.5, description="share of groups held out to choose by: evaluate.every_steps, average.weights"
+    )
     max_length: int = Field(1024, ge=16, description="tokens of prompt and summary; the source is cut at its end")
     max_summary_length: int = Field(512, ge=4, description="tokens; a longer summary is refused, never cut")
     prompt: str = Field(
@@ -129,12 +137,34 @@ class Curriculum(Section):
         return self
 
 
+class CrossClr(Section):
+    """The contrastive term on its pairs. Source: CrossCLR (arXiv 2109.14910); METHODS, section 5."""
+
+    temperature: float = Field(0.03, gt=0, description="tau of exp(cosine / tau)")
+    intra_weight: float = Field(0.8, ge=0, description="weight of negatives from the anchor's own side")
+    prune_above: float = Field(
+        0.9, gt=0, description="connectivity (1: the most connected) above which a sample is no negative; above 1: none"
+    )
+    weight_temperature: float = Field(1.0, gt=0, description="kappa of the anchors' weights exp(connectivity / kappa)")
+    queue: int = Field(256, ge=0, description="pairs of earlier steps that serve as negatives")
+    pairs: Literal["cross_modal", "document_summary"] = Field(
+        "cross_modal", description="a paper and its talk, or a document and its own summary where there are no pairs"
+    )
+
+
 class Losses(Section):
     cross_entropy: float = Field(1.0, ge=0, description="nats per summary token")
-    term: float = Field(0.0, ge=0, description="cross-entropy of the tokens of lexicon terms (data.terms), once more")
-    diversity: float = Field(0.0, ge=0, description="1 - entropy of a micro-batch's mean prediction / log V")
+    contrastive: float = Field(
+        0.3, ge=0, description="CrossCLR on pairs, in nats per anchor; absent where none is drawn"
+    )
+    diversity: float = Field(0.2, ge=0, description="1 - entropy of a micro-batch's mean prediction / log V")
+    term: float = Field(0.4, ge=0, description="cross-entropy of the tokens of lexicon terms (data.terms), once more")
     drift: float = Field(0.0, ge=0, description="how far the expected embedding is from the reference's, as a hinge")
+    floor: float = Field(
+        0.0, ge=0, description="entropy of a token below that of the model before the phase, in nats (one more forward)"
+    )
     drift_target: float = Field(0.75, gt=0, le=1, description="cosine above which drift is 0")
+    crossclr: CrossClr = CrossClr()
 
 
 class Ewc(Section):
@@ -144,6 +174,10 @@ class Ewc(Section):
     )
     space: Literal["product", "factor"] = Field(
         "product", description="penalize the update B * A (rank-1 Fisher), or the entries of A and B"
+    )
+    importance: Literal["fisher", "uniform"] = Field(
+        "fisher",
+        description="uniform: every entry counts 1, an L2 penalty on the change (of the update, in product space)",
     )
     anchors: Literal["online", "separate"] = Field("online", description="one running anchor, or one for each phase")
     gamma: float = Field(1.0, ge=0, le=1, description="online: the old Fisher is multiplied by this")
@@ -172,6 +206,17 @@ class Distil(Section):
     base: float = Field(0.3, ge=0, description="weight of KL(base || model) on the base's own answers, nats per token")
     base_share: float = Field(0.05, ge=0, lt=1, description="tokens of base replay, as a share of a step's tokens")
     base_records: int = Field(64, ge=1, description="video prompts the base answers once, before training")
+    documents: float = Field(
+        0.3, ge=0, description="weight of KL(base || model) at every token of data.documents, nats per token"
+    )
+    documents_share: float = Field(
+        0.1, ge=0, lt=1, description="tokens of these documents, as a share of a step's supervised tokens"
+    )
+    new: float = Field(
+        0.0,
+        ge=0,
+        description="weight of KL(model before the phase || model) on new records (learning without forgetting)",
+    )
 
 
 class Train(Section):
@@ -189,6 +234,26 @@ class Train(Section):
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept inside a phase, besides final")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one per core")
+    gradient_norms_steps: int = Field(
+        100, ge=0, description="steps between two measurements of each loss's own gradient norm; 0: never"
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations without improvement (evaluate.every_steps) after which a phase ends at its best",
+    )
+    resume_from: Path | None = Field(
+        None, description="folder step-N of an earlier training of the same phase, to go on from exactly"
+    )
+    spike_factor: float = Field(
+        4.0, gt=1, description="a total loss above this times the median of the last 50 steps is a spike: a warning"
+    )
+    spike_patience: int = Field(5, ge=1, description="spikes in a row after which the phase stops")
+    report_to: tuple[
+        Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim", "clearml", "dvclive"], ...
+    ] = Field(
+        (), description="trackers of accelerate that also get the losses; none by default, nothing leaves the box"
+    )
 
 
 class Gate(Section):
@@ -201,7 +266,31 @@ class Evaluate(Section):
     metric: Literal["rouge1", "rouge2", "rougeL", "nll"] = Field("rougeL", description="what tables show first")
     batch_size: int = Field(32, ge=1, description="documents generated together")
     samples: int = Field(0, ge=0, description="documents per modality; 0: all")
+    every_steps: int = Field(
+        0, ge=0, description="steps between two evaluations on the development documents inside a phase; 0: none"
+    )
     gate: Gate | None = Field(None, description="declared margins of forgetting against the base")
+
+
+class Average(Section):
+    """At the end of a phase: (1 - w) * update before it + w * update after it, w chosen on the development documents."""
+
+    weights: tuple[float, ...] = Field(
+        (), description="weights w to try, 1 among them (0.5, 0.75, 1.0); empty: no averaging"
+    )
+    margin: float = Field(
+        0.5,
+        ge=0,
+        description="points (ROUGE) or hundredths of a nat by which an older column may fall below the phase before",
+    )
+
+    @model_validator(mode="after")
+    def weights_in_range(self):
+        if self.weights and (1.0 not in self.weights or not all(0 <= weight <= 1 for weight in self.weights)):
+            raise ValueError(
+                "weights lie between 0 and 1 and 1.0 (no averaging) is among them, such as [0.5, 0.75, 1.0]"
+            )
+        return self
 
 
 class Generate(Section):
@@ -219,6 +308,7 @@ class Settings(Section):
     distil: Distil = Distil()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    average: Average = Average()
     generate: Generate = Generate()
 
     @model_validator(mode="after")
@@ -234,8 +324,21 @@ class Settings(Section):
                     for source in missing
                 )
             )
-        if self.losses.term and not self.data.terms:
-            raise ValueError("losses.term needs a lexicon: give data.terms=FILE, or set losses.term=0")
+        for name, wanted in (
+            ("evaluate.every_steps", self.evaluate.every_steps),
+            ("average.weights", self.average.weights),
+        ):
+            if wanted and not self.data.development_share:
+                raise ValueError(f"{name} needs development documents: set data.development_share=0.05, say")
+        if self.train.early_stopping_patience and not self.evaluate.every_steps:
+            raise ValueError("train.early_stopping_patience counts evaluations: set evaluate.every_steps too")
+        pairs = self.losses.crossclr
+        drawn = pairs.pairs == "document_summary" or any(p.mixture.get("pairs") for p in self.selected_phases())
+        if self.losses.contrastive and drawn and not pairs.queue and self.train.per_device_train_batch_size == 1:
+            raise ValueError(
+                "losses.contrastive has no negatives with per_device_train_batch_size 1 and losses.crossclr.queue 0, so "
+                "its gradient would be exactly 0. Set losses.crossclr.queue=256, a larger micro-batch, or losses.contrastive=0"
+            )
         if self.distil.base and self.selected_phases() and not self.data.videos:
             raise ValueError("distil.base answers video prompts: give data.videos=FILE, or set distil.base=0")
         if self.model.name_or_path and self.model.build:

@@ -1,49 +1,96 @@
 """One phase of the curriculum: the loop. State is in locals and in the checkpoint, and nowhere else."""
 
+import json
 import math
 import resource
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch import Tensor
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
-from engine import checkpoint, consolidate, ewc, files, losses, models, replay
-from engine.batches import Row, micro_batches, step_rows
-from engine.evaluation.run import about
-from engine.events import PhaseStarted, Saved, Stage, Step, Warned
+from engine import checkpoint, consolidate, development, ewc, files, handover, models, trackers
+from engine.batches import BASE
+from engine.contrastive import Contrast
+from engine.corpus.records import Record
+from engine.events import Evaluated, PhaseStarted, Saved, Stage, Step, Warned
+from engine.gradient import Learner, gradient
 from engine.material import Material, prepare
-from engine.mixture import integer
 from engine.settings import ConfigError, Settings
+from engine.watch import Watch, restored
 from engine.work import Cancelled, Work
 
 GIB = 2**30
-ADAPTER_ONLY = {"save_embedding_layers": False, "selected_adapters": [models.STUDENT]}  # teachers stay where they are
-PENALTY_WINDOW = (0.01, 0.1)  # of the cross-entropy; METHODS, section 9
+STATE = "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a phase stands: steps done, and what it has been watching."""
+
+    done: int
+    watch: Watch
 
 
 def run(work: Work) -> dict:
     """Train work.phase: adapter in, adapter out, with Fisher, anchors and replay buffer for the phase after it.
 
-    Goes on from the newest checkpoint of the phase where there is one, bit for bit on a CPU. Raises ConfigError, or
-    Cancelled after saving a checkpoint.
+    Goes on from the newest checkpoint of the phase where there is one, bit for bit on a CPU. Under `accelerate launch`
+    the processes share each step; the first of them writes and reports. Raises ConfigError, or Cancelled after saving a
+    checkpoint.
     """
     final = work.folder / checkpoint.FINAL
     if not checkpoint.verify(final):
         return {"checkpoint": str(final)}  # the work was done; only the word of it was lost
     settings = work.settings
+    accelerator = _accelerator(work)
+    work = work if accelerator.is_main_process else replace(work, emit=lambda event: None)
     work.emit(Stage("loading"))
     models.prepare(settings.train)
-    accelerator = Accelerator(mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
-    if accelerator.num_processes > 1:
-        raise ConfigError("a phase runs in one process here; start it without `accelerate launch`")
     tokenizer = models.load_tokenizer(work.model, settings.model)
     base = models.load_base(work.model, settings.model)
-    material = prepare(work, tokenizer, base)
+    with accelerator.main_process_first():  # the first writes the base's answers, the others read them
+        material = prepare(work, tokenizer, base)
     start = checkpoint.demand(work.start_from) if work.start_from else None
-    resumed = checkpoint.newest_step(work.folder)
+    resumed = checkpoint.newest_step(work.folder) or _named_step(settings, material)
+    learner = _learner(work, accelerator, base, material, start, resumed, tokenizer.pad_token_id)
+    optimizer = torch.optim.AdamW(
+        models.parameter_groups(
+            learner.model, settings.train, [learner.contrast.projection] if learner.contrast else []
+        )
+    )
+    progress = Progress(0, Watch())
+    if resumed:
+        state = torch.load(resumed[1] / "optimizer.pt", weights_only=True, map_location=accelerator.device)
+        optimizer.load_state_dict(state)
+        progress = Progress(resumed[0], restored(json.loads((resumed[1] / STATE).read_bytes())))
+    trackers.start(accelerator, work, settings)
+    held = development.documents(settings, material.corpus.development, material.encoder)
+    _train(work, learner, optimizer, material, progress, held)
+    accelerator.wait_for_everyone()
+    _take_best(work, learner, progress)
+    trackers.finish(accelerator)
+    return handover.conclude(work, learner, tokenizer, material, held, progress.done, start)
+
+
+def _accelerator(work: Work) -> Accelerator:
+    train = work.settings.train
+    return Accelerator(
+        mixed_precision="bf16" if train.mixed_precision == "bf16" else "no",
+        log_with=trackers.demand(train.report_to),
+        project_dir=work.run_folder if train.report_to else None,
+        cpu=not torch.cuda.is_available(),
+    )
+
+
+def _learner(
+    work: Work, accelerator: Accelerator, base, material: Material, start: Path | None, resumed, pad: int
+) -> Learner:
+    """The model with its adapter, the teachers beside it, the anchors and the projection of the contrastive term."""
+    settings = work.settings
     source = resumed[1] if resumed else start
     model = (
         models.load_adapter(base, source, True) if source else models.attach(base, settings.lora, settings.train.seed)
@@ -51,81 +98,134 @@ def run(work: Work) -> dict:
     if settings.train.gradient_checkpointing:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable()
-    optimizer = torch.optim.AdamW(models.parameter_groups(model, settings.train))
     for name in material.teachers:
-        models.load_teacher(model, checkpoint.demand(work.run_folder / name / checkpoint.FINAL), name)
+        before = start if start and start.parent.name == name else work.run_folder / name / checkpoint.FINAL
+        models.load_teacher(model, checkpoint.demand(before), name)
     anchors = ewc.load(consolidate.anchors_folder(start), model, settings.ewc) if start and settings.ewc.lambda_ else []
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if resumed:
-        optimizer.load_state_dict(
-            torch.load(resumed[1] / "optimizer.pt", weights_only=True, map_location=accelerator.device)
+    # placement and precision, but no wrapper: the processes' gradients are added up once a step, in engine/gradient.py
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    contrast = _contrast(settings, material, model, source)
+    parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
+    return Learner(accelerator, model, parameters, contrast, anchors, [*material.teachers, BASE], settings, pad)
+
+
+def _contrast(settings: Settings, material: Material, model, source: Path | None) -> Contrast | None:
+    """The projection and the queue, as the checkpoint before left them; None in a phase without pairs."""
+    wanted = settings.losses
+    if not wanted.contrastive or (
+        wanted.crossclr.pairs == "cross_modal" and not dict(material.plan.counts).get("pairs")
+    ):
+        return None
+    embedding = model.get_input_embeddings().weight
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    contrast = Contrast(embedding.shape[1], settings.train.seed, embedding.device, dtype)
+    if source and (source / handover.CONTRAST).exists():
+        contrast.restore(load_file(source / handover.CONTRAST))
+    return contrast
+
+
+def _named_step(settings: Settings, material: Material) -> tuple[int, Path] | None:
+    """train.resume_from, as (steps done, folder). Raises ConfigError if it is no such checkpoint of this phase."""
+    folder = settings.train.resume_from
+    if folder is None:
+        return None
+    checkpoint.demand(folder)
+    number = folder.name.removeprefix("step-")
+    if not number.isdigit() or not (folder / "optimizer.pt").exists():
+        raise ConfigError(f"train.resume_from: {folder}: not a checkpoint inside a phase. Give a folder step-N")
+    if int(number) > material.plan.steps:
+        raise ConfigError(
+            f"train.resume_from: {folder}: {int(number)} steps are done there, but {material.plan.name} has {material.plan.steps}"
         )
-    _train(work, accelerator, model, optimizer, material, anchors, resumed[0] if resumed else 0, tokenizer.pad_token_id)
-    plain = accelerator.unwrap_model(model)
-    anchors = _consolidate(work, plain, material, anchors, tokenizer.pad_token_id)
-    return _finish(work, plain, tokenizer, material, anchors)
+    return int(number), folder
 
 
-def _train(
-    work: Work, accelerator: Accelerator, model, optimizer, material: Material, anchors: list, done: int, pad: int
-) -> None:
-    """Steps done+1 ... of the phase. Batch, dropout and rate of a step follow from (seed, step) alone."""
+def _train(work: Work, learner: Learner, optimizer, material: Material, progress: Progress, held: list[Record]) -> None:
+    """The steps of the phase that are still to do. Batch, dropout and rate of a step follow from (seed, step) alone."""
     settings, plan = work.settings, material.plan
-    train = settings.train
-    parameters = list(models.trainable(model).values())
+    train, watch, accelerator = settings.train, progress.watch, learner.accelerator
     clock, tokens = time.perf_counter(), 0
     mixture = {source: count / plan.block for source, count in plan.counts}
-    work.emit(PhaseStarted(plan.name, plan.steps, done, mixture, material.schedule.draws(plan)))
-    model.train()
-    for index in range(done, plan.steps):
-        if work.cancelled():
-            _save_step(work, model, optimizer, index)
+    work.emit(PhaseStarted(plan.name, plan.steps, progress.done, mixture, material.schedule.draws(plan)))
+    learner.model.train()
+    while progress.done < plan.steps and not watch.is_over(train):
+        if _cancelled(work, accelerator):
+            _save_step(work, learner, optimizer, progress)
             raise Cancelled
-        step = plan.start + index
-        set_seed(integer(train.seed, "dropout", step) % 2**32)
-        rows = step_rows(material.new(step), material.memory, material.answers, material.shares, train.seed, step)
-        parts = _backward(accelerator, model, material, rows, settings, pad)
-        if anchors:
-            # once a step, whatever the accumulation
-            held = ewc.penalty(accelerator.unwrap_model(model), anchors, settings.ewc)
-            accelerator.backward(held)
-            parts["ewc"] = held.detach()
-        values = {name: value.item() for name, value in parts.items()}
-        _refuse_infinite(values, index + 1)
-        if anchors and index + 1 == max(1, plan.steps // 10):
-            _judge_penalty(work, values)
-        norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm)
+        index = progress.done
+        rows = material.rows(plan.start + index)
+        measure = train.gradient_norms_steps > 0 and (index + 1) % train.gradient_norms_steps == 0
+        found = gradient(learner, rows, plan.start + index, measure)
+        watch.refuse_infinite(found, index + 1)
+        if message := watch.refuse_spikes(found, index + 1, train):
+            work.emit(Warned(message))
+        for message in watch.warnings(found, index + 1, plan.steps, bool(learner.anchors)):
+            work.emit(Warned(message))
+        norm = clip(learner, train.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * rate_factor(index, plan.steps, train.warmup_ratio)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        progress.done = index + 1
 
         tokens += sum(len(row.document.ids) for row in rows)
-        if (index + 1) % train.logging_steps == 0 or index + 1 == plan.steps:
+        if progress.done % train.logging_steps == 0 or progress.done == plan.steps or measure:
             elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-            lr, total, pace = optimizer.param_groups[0]["lr"], sum(values.values()), tokens / elapsed
-            work.emit(Step(index + 1, plan.steps, values, total, lr, float(norm), pace, peak_memory()))
+            lr, total, pace = optimizer.param_groups[0]["lr"], sum(found.losses.values()), tokens / elapsed
+            step = Step(
+                progress.done, plan.steps, found.losses, total, lr, float(norm), pace, peak_memory(),
+                found.figures, found.norms,
+            )  # fmt: skip
+            work.emit(step)
+            trackers.log(accelerator, step, plan.start)
             tokens = 0
-        if (index + 1) % train.save_steps == 0 or index + 1 == plan.steps:
-            _save_step(work, model, optimizer, index + 1)
+        if settings.evaluate.every_steps and progress.done % settings.evaluate.every_steps == 0:
+            _evaluate(work, learner, material, progress, held)
+            _save_step(work, learner, optimizer, progress)
+        elif progress.done % train.save_steps == 0 or progress.done == plan.steps:
+            _save_step(work, learner, optimizer, progress)
 
 
-def _backward(
-    accelerator: Accelerator, model, material: Material, rows: list[Row], settings: Settings, pad: int
-) -> dict:
-    """The gradient of a step's rows, micro-batch by micro-batch; returns {component: its value over the step}."""
-    parts: dict[str, Tensor] = {}
-    embedding = model.get_input_embeddings().weight
-    teachers = [*material.teachers, *(["base"] if settings.distil.base else [])]
-    for batch in micro_batches(rows, settings.train.per_device_train_batch_size, material.shares.memory, pad):
-        batch = batch.to(accelerator.device)
-        told = models.teacher_log_probabilities(model, batch, teachers)
-        logits = models.summary_logits(model, batch)
-        mixed = losses.mix(logits, batch, told, embedding, settings.losses, settings.distil)
-        accelerator.backward(sum(mixed.values()))
-        for name, value in mixed.items():
-            parts[name] = parts.get(name, 0.0) + value.detach()
-    return parts
+def _cancelled(work: Work, accelerator: Accelerator) -> bool:
+    """Whether any process has been asked to stop: they must all leave at the same step."""
+    asked = torch.tensor(float(work.cancelled()), device=accelerator.device)
+    return bool(accelerator.reduce(asked, "sum")) if accelerator.num_processes > 1 else bool(asked)
+
+
+def _evaluate(work: Work, learner: Learner, material: Material, progress: Progress, held: list[Record]) -> None:
+    """Score the model as it is on the development documents, for the eye and for early stopping."""
+    settings = work.settings
+    work.emit(Stage("evaluating"))
+    found = development.scores(learner.accelerator, learner.model, material.encoder, held, settings)
+    progress.watch.scores.append((progress.done, development.overall(found, settings.evaluate.metric)))
+    work.emit(Evaluated(f"{work.run}/{work.phase}", development.NAME, found, progress.done))
+    work.emit(Stage("training"))
+    learner.model.train()
+
+
+def _take_best(work: Work, learner: Learner, progress: Progress) -> None:
+    """With early stopping a phase ends with the weights of its best evaluation."""
+    watch = progress.watch
+    if not work.settings.train.early_stopping_patience or watch.best in (None, progress.done):
+        return
+    folder = checkpoint.demand(checkpoint.step_folder(work.folder, watch.best))
+    set_peft_model_state_dict(
+        learner.model, load_file(folder / "adapter_model.safetensors"), adapter_name=models.STUDENT
+    )
+    work.emit(
+        Warned(f"stopped at step {progress.done}: the weights are those of step {watch.best}, the best on development")
+    )
+
+
+def clip(learner: Learner, most: float) -> torch.Tensor:
+    """Scale the adapter's gradient to a norm of `most` at the most and return what it was.
+
+    The projection is clipped by itself: at tau = 0.03 its gradient is many times the adapter's, and a common norm would
+    scale everything else down to nothing.
+    """
+    if learner.contrast:
+        torch.nn.utils.clip_grad_norm_([learner.contrast.projection], most)
+    return torch.nn.utils.clip_grad_norm_(list(models.trainable(learner.model).values()), most)
 
 
 def rate_factor(index: int, steps: int, warmup_ratio: float) -> float:
@@ -143,92 +243,20 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def _refuse_infinite(values: dict[str, float], step: int) -> None:
-    """Stop before the weights are touched; the last checkpoint stays good."""
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise ConfigError(
-            f"step {step}: {' and '.join(bad)} is {values[bad[0]]}. The weights are those of the step before; "
-            "lower train.learning_rate (or ewc.lambda) and retry"
-        )
-
-
-def _consolidate(work: Work, model, material: Material, anchors: list, pad: int) -> list:
-    """The anchors for the next phase: the Fisher at the weights where this phase ended."""
-    if not material.fisher:
-        return anchors
-    found = consolidate.measure(work, model, material.fisher, pad)
-    return ewc.anchored(anchors, material.plan.name, found, model, work.settings.ewc)
-
-
-def _judge_penalty(work: Work, values: dict[str, float]) -> None:
-    """After a tenth of a phase (the penalty starts at 0): is lambda in the window where it does something, and not all?"""
-    share = values["ewc"] / values["cross_entropy"] if values.get("cross_entropy") else math.inf
-    low, high = PENALTY_WINDOW
-    if not low <= share <= high:
-        advice = (
-            "raise ewc.lambda if the old phase is forgotten"
-            if share < low
-            else "lower ewc.lambda if the new one is not learnt"
-        )
-        work.emit(Warned(f"the EWC penalty is {100 * share:.2g} % of the cross-entropy (1-10 % is usual): {advice}"))
-
-
-def _save_step(work: Work, model, optimizer, done: int) -> None:
+def _save_step(work: Work, learner: Learner, optimizer, progress: Progress) -> None:
     """A checkpoint inside the phase, from which training goes on exactly."""
-    if not done:
+    if not progress.done or not learner.accelerator.is_main_process:
         return
 
-    folder = checkpoint.step_folder(work.folder, done)
-    if checkpoint.verify(folder):
-        size = checkpoint.save(
-            folder, lambda inside: models.save_training_state(inside, model, optimizer, **ADAPTER_ONLY)
-        )
-        checkpoint.prune(work.folder, work.settings.train.save_total_limit)
-        work.emit(Saved(str(folder), done, size))
-
-
-def _finish(work: Work, model, tokenizer, material: Material, anchors: list) -> dict:
-    """final/: adapter, tokenizer, anchors, replay buffer and what they are."""
-    settings, plan = work.settings, material.plan
-    work.emit(Stage("saving"))
-    seen = [
-        record
-        for source, _ in plan.counts
-        for index in material.schedule.seen(plan, source)
-        for record in material.corpus.documents(source, index)
-    ]
-    known = {record.id for record in material.kept}
-    fresh = replay.choose(seen, settings.replay.buffer_share, settings.train.seed, plan.name)
-    buffer = [*material.kept, *(record for record in fresh if record.id not in known)]
-    facts = {
-        "step": plan.end,
-        "trained_on": material.corpus.hashes,
-        "replay_records": len(buffer),
-        "ewc": [
-            {
-                "phase": anchor.phase,
-                "lambda": settings.ewc.lambda_,
-                "unit": settings.ewc.unit,
-                "mean_tokens": anchor.fisher.mean_tokens,
-                "lambda_per_token": ewc.lambda_per_token(settings.ewc, anchor.fisher.mean_tokens),
-                "documents": anchor.fisher.documents,
-                "trace": anchor.fisher.trace,
-            }
-            for anchor in anchors
-        ],
-    }
-
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, **ADAPTER_ONLY)
-        tokenizer.save_pretrained(folder)
-        replay.save_buffer(folder, buffer)
-        if anchors:
-            ewc.save(folder, anchors)
-        files.replace_json(folder / "about.json", about(work, **facts))
+        models.save_training_state(folder, learner.model, optimizer, **models.ADAPTER_ONLY)
+        files.replace_json(folder / STATE, progress.watch.state())
+        if learner.contrast:
+            save_file(learner.contrast.state(), folder / handover.CONTRAST)
 
-    final = work.folder / checkpoint.FINAL
-    size = checkpoint.save(final, write)
-    checkpoint.link(work.run_folder, "latest", final)
-    work.emit(Saved(str(final), 0, size))
-    return {"checkpoint": str(final), "bytes": size} | {name: facts[name] for name in ("ewc", "replay_records")}
+    folder = checkpoint.step_folder(work.folder, progress.done)
+    if checkpoint.verify(folder):
+        size = checkpoint.save(folder, write)
+        kept = [checkpoint.step_folder(work.folder, progress.watch.best)] if progress.watch.best else []
+        checkpoint.prune(work.folder, work.settings.train.save_total_limit, kept)
+        work.emit(Saved(str(folder), progress.done, size))

@@ -1,5 +1,7 @@
 """The demonstration: an unprotected run and a curriculum on the bundled corpus, side by side."""
 
+from pathlib import Path
+
 from engine.settings import SOURCES
 from jobs import submit
 from jobs.home import PROJECT, Home
@@ -28,6 +30,9 @@ def free_suffix(home: Home, records: Records, seed: int) -> str:
 
 
 def _submit(home: Home, records: Records, config: str, run: str, seed: int) -> tuple[str, list[Job]]:
-    bundled = [f"data.{name}={PROJECT}/data/pocket/{name}.jsonl" for name in (*SOURCES, "test")]  # from any folder
+    names = [f"{name}.jsonl" for name in (*SOURCES, "documents", "test")]
+    bundled = [
+        f"data.{Path(name).stem}={PROJECT}/data/pocket/{name}" for name in (*names, "terms.txt")
+    ]  # from any folder
     request = submit.from_file("pipeline", PROJECT / "configs" / config, [*bundled, f"train.seed={seed}"], run=run)
     return run, submit.submit(home, records, request)

@@ -11,6 +11,7 @@ from jobs.submit import load_about_settings, read_spec
 
 METRICS = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "nll": "NLL per token"}
 LOWER_IS_BETTER = ("nll",)
+COLUMNS = ("papers", "videos", "general")
 
 
 def forgetting(home: Home, records: Records, run: str, metric: str | None = None, statistics: bool = True) -> dict:
@@ -31,10 +32,8 @@ def forgetting(home: Home, records: Records, run: str, metric: str | None = None
         raise ConfigError(f"--metric {metric}: unknown. Use one of {', '.join(METRICS)}")
     measured = _of_one_test_set(rows_of_run)
     names = _rows(settings, jobs, measured)
-    columns = [c for c in ("papers", "videos") if any(c in row["metrics"] for row in measured.values())] or [
-        "papers",
-        "videos",
-    ]
+    columns = [c for c in COLUMNS if any(metric in row["metrics"].get(c, {}) for row in measured.values())]
+    columns = columns or ["papers", "videos"]
     matrix = [[measured.get(name, {}).get("metrics", {}).get(c, {}).get(metric) for c in columns] for name in names]
     last = max((number for number, name in enumerate(names) if name in measured), default=0)
     value = {"run": run, "metric": metric, "rows": names, "columns": columns, "matrix": matrix, "change": {}}
@@ -101,7 +100,7 @@ def _add_statistics(value: dict, base: dict, final: dict, name: str, settings: S
         found = paired(_differences(base, final, column, value["metric"]))
         change |= {"ci95": list(found.ci95), "p": found.p, "n": found.n}
     gate = settings.evaluate.gate if settings else None
-    margins = {c: m for c in value["columns"] if gate and (m := getattr(gate, c)) is not None}
+    margins = {c: m for c in value["columns"] if gate and (m := getattr(gate, c, None)) is not None}
     if not gate or not margins:
         return
     verdicts, reasons = [], []

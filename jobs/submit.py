@@ -12,8 +12,7 @@ import yaml
 
 from engine import files
 from engine.configs import dump, load
-from engine.corpus.records import read
-from engine.corpus.split import Corpus, assemble
+from engine.corpus.split import Corpus, assemble, read_test
 from engine.events import Queued, Writer
 from engine.mixture import Schedule, schedule
 from engine.settings import ConfigError, Phase, Settings
@@ -94,12 +93,12 @@ def enter(home: Home, records: Records, drafted: Draft) -> list[Job]:
 
 
 def fingerprint(settings: Settings, corpus: Corpus) -> str:
-    """Names a base built here: the same settings and data give the same base. Pairs play no part in it."""
+    """Names a base built here: the same settings and data give the same base. Pairs and documents play no part in it."""
     build, data = settings.model.build, settings.data
     if build is None:
         raise ValueError("without model.build there is no base to name")
-    hashes = {name: value for name, value in corpus.hashes.items() if name != "pairs"}
-    names = ("test_share", "fisher_share", "max_length", "max_summary_length", "prompt")
+    hashes = {name: value for name, value in corpus.hashes.items() if name not in ("pairs", "documents")}
+    names = ("test_share", "fisher_share", "development_share", "max_length", "max_summary_length", "prompt")
     facts = [BASE_VERSION, build.model_dump(mode="json"), hashes, *(getattr(data, name) for name in names)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -325,7 +324,7 @@ def _draft_on_checkpoint(home: Home, request: Request) -> Draft:
 def _draft_evaluate(home: Home, request: Request, settings: Settings, about: dict) -> tuple[Job, dict]:
     test_set = request.test_set.absolute() if request.test_set else settings.data.test
     if request.test_set:
-        read(request.test_set)
+        read_test(request.test_set)
     else:
         assemble(settings.data)
     return _evaluate_job(home, request, settings, about["run"], about["phase"], about["model"], test_set)

@@ -48,7 +48,10 @@ def write_tiny(folder: Path) -> Path:
     write_jsonl(folder / "papers.jsonl", pocket.papers(40, "tiny"))
     write_jsonl(folder / "videos.jsonl", pocket.videos(40, "tiny"))
     write_jsonl(folder / "pairs.jsonl", pocket.pairs(6, "tiny"))
-    write_jsonl(folder / "test.jsonl", pocket.papers(5, "tiny-test") + pocket.videos(5, "tiny-test"))
+    write_jsonl(folder / "documents.jsonl", pocket.documents(12, "tiny"))
+    test = pocket.papers(5, "tiny-test") + pocket.videos(5, "tiny-test")
+    write_jsonl(folder / "test.jsonl", test)
+    write_jsonl(folder / "test_general.jsonl", test[3:7] + pocket.documents(3, "tiny-test"))
     (folder / "tiny.yaml").write_text(TINY.format(folder=folder))
     return folder
 

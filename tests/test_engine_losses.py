@@ -10,6 +10,8 @@ from engine import losses
 from engine.batches import Batch, Encoded, Encoder, Row, Shares, draw_until, micro_batches, step_rows
 from engine.configs import load
 from engine.corpus.records import Record
+from engine.gradient import COMPONENTS
+from engine.losses import Outputs
 from engine.settings import ConfigError, Distil, Losses
 
 pytestmark = pytest.mark.engine
@@ -23,14 +25,18 @@ def document(prompt: int, summary: int, start: int = 5) -> Encoded:
 def batch_of(nll=None, targets=(), rows=None, documents=(), part=1.0, rows_of=None, **weights) -> Batch:
     """A batch of K tokens by hand; what is not given counts nothing."""
     count = len(targets) or len(nll)
-    zeros = [0.0] * count
     empty = torch.zeros(0, dtype=torch.long)
-    kinds = [nll or zeros, *(weights.get(name, zeros) for name in ("term", "base", "memory"))]
+    given = {"cross_entropy": nll or [0.0] * count} | weights
     return Batch(
         empty, empty, torch.tensor(list(targets) or [0] * count), torch.tensor(rows or [0] * count),
-        *(torch.tensor(values, dtype=torch.float64) for values in kinds), torch.tensor(documents, dtype=torch.float64), part,
+        {name: torch.tensor(values, dtype=torch.float64) for name, values in given.items()},
+        torch.tensor(documents, dtype=torch.float64), part, empty.reshape(0, 2), 0.0, empty,
         {name: torch.tensor(members) for name, members in (rows_of or {}).items()},
     )  # fmt: skip
+
+
+def outputs_of(logits: torch.Tensor, told=None) -> Outputs:
+    return Outputs(logits, None, told or {}, torch.eye(logits.shape[-1]))
 
 
 def logits_with_nll(values: list[float]) -> torch.Tensor:
@@ -60,69 +66,103 @@ def test_cross_entropy_equals_pytorch_in_value_and_gradient():
 def test_kl_of_two_known_distributions():
     teacher = torch.tensor([[0.7, 0.2, 0.1]]).log()
     student = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    batch = batch_of([0.0], rows_of={"base": [0]}, base=[1.0])
+    batch = batch_of([0.0], rows_of={"base": [0]}, distil_base=[1.0])
     expected = 0.7 * math.log(0.7 / 0.5) + 0.2 * math.log(0.2 / 0.3) + 0.1 * math.log(0.1 / 0.2)
-    value = losses.distil_base(student, batch, {"base": teacher})
+    value = losses.distil_base(losses.divergences(student, batch, {"base": teacher}), batch)
     assert value.item() == pytest.approx(expected, abs=1e-6) == pytest.approx(0.0851, abs=1e-4)
-    assert losses.distil_base(teacher, batch, {"base": teacher}).item() == pytest.approx(0.0, abs=1e-7)
+    assert losses.divergences(teacher, batch, {"base": teacher}).item() == pytest.approx(0.0, abs=1e-7)
 
 
 def test_kl_gradient_against_finite_differences():
     torch.manual_seed(1)
     teacher = torch.randn(3, 5, dtype=torch.float64).log_softmax(-1)
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    batch = batch_of([0.0] * 3, rows_of={"base": [0]}, base=[0.2, 0.3, 0.5])
+    batch = batch_of([0.0] * 3, rows_of={"base": [0]}, distil_base=[0.2, 0.3, 0.5])
 
     def value(z):
         student = z.log_softmax(-1)
         return ((teacher.exp() * (teacher - student)).sum(-1) * torch.tensor([0.2, 0.3, 0.5])).sum()
 
     assert torch.autograd.gradcheck(value, logits)
-    (ours,) = torch.autograd.grad(losses.distil_base(logits, batch, {"base": teacher}), logits)
+    (ours,) = torch.autograd.grad(
+        losses.distil_base(losses.divergences(logits, batch, {"base": teacher}), batch), logits
+    )
     (brute,) = torch.autograd.grad(value(logits), logits)
     assert torch.allclose(ours.float(), brute.float(), atol=1e-6)
 
 
 def test_the_parts_are_weighted_and_zero_weights_skip():
     logits, batch = torch.randn(2, 4), batch_of([0.5, 0.5])
-    parts = losses.mix(logits, batch, {}, torch.eye(4), Losses(cross_entropy=2.0), Distil())
+    parts = losses.mix(outputs_of(logits), batch, Losses(cross_entropy=2.0, diversity=0), Distil())
     assert parts.keys() == {"cross_entropy"}
     assert parts["cross_entropy"].item() == pytest.approx(2 * losses.cross_entropy(logits, batch).item())
-    assert losses.mix(logits, batch, {}, torch.eye(4), Losses(cross_entropy=0), Distil())["cross_entropy"].item() == 0
+    assert (
+        losses.mix(outputs_of(logits), batch, Losses(cross_entropy=0, diversity=0), Distil())["cross_entropy"].item()
+        == 0
+    )
 
 
 def test_every_weight_has_a_loss_of_its_name():
-    weights = {name for name in Losses.model_fields if not name.endswith("_target")}
-    assert {name for name in weights if not callable(getattr(losses, name, None))} == set()
-    assert set(Losses(**dict.fromkeys(weights, 0.0)).model_dump()) - {"drift_target"} == weights
+    """The components that are logged, the weights in the settings and the functions here are the same set."""
+    weights = {name for name, field in Losses.model_fields.items() if name not in ("drift_target", "crossclr")}
+    distillation = {f"distil_{name}" for name in ("phase", "base", "documents", "new")}
+    assert {name for name in weights | distillation if not callable(getattr(losses, name, None))} == set()
+    assert weights | distillation | {"ewc"} == set(COMPONENTS)
+    assert {f"distil_{name}" for name in Distil.model_fields} >= distillation
 
 
 def test_replay_has_exactly_its_share_of_the_loss():
-    new = [document(4, 9), document(3, 2), document(6, 5)]
+    new = [Row(document(4, 9), "new"), Row(document(3, 2), "new"), Row(document(6, 5), "new")]
     memory = [Row(document(*sizes), "memory", "phase1") for sizes in ((2, 3), (5, 7), (4, 4))]
-    rows = step_rows(new, memory, [Row(document(3, 6), "base")], Shares(0.1, 0.05), 0, 3)
+    pools = {"memory": memory, "base": [Row(document(3, 6), "base", "base")], "document": []}
+    rows = step_rows(new, pools, Shares(0.1, 0.05), 0, 3)
     batches = micro_batches(rows, 2, 0.1, PAD)
     tokens = {
         name: sum(r.document.summary_tokens for r in rows if r.stream == name) for name in ("new", "memory", "base")
     }
     assert tokens["memory"] >= 0.1 / 0.9 * tokens["new"]
-    total = sum(batch.nll_weight.sum().item() for batch in batches)
-    assert total == pytest.approx(1.0, abs=1e-6)
+    weights = [batch.weights["cross_entropy"] for batch in batches]
+    assert sum(weight.sum().item() for weight in weights) == pytest.approx(1.0, abs=1e-6)
     light = 0.9 / tokens["new"]
-    new_part = sum((batch.nll_weight[(batch.nll_weight - light).abs() < 1e-7]).sum().item() for batch in batches)
-    assert new_part == pytest.approx(0.9, abs=1e-6)
-    for name in ("base", "memory"):
-        weights = [getattr(batch, f"{name}_weight") for batch in batches]
+    assert sum(weight[(weight - light).abs() < 1e-7].sum().item() for weight in weights) == pytest.approx(0.9, abs=1e-6)
+    for name, stream in (("distil_base", "base"), ("distil_phase", "memory")):
+        weights = [batch.weights[name] for batch in batches if name in batch.weights]
         assert sum(weight.sum().item() for weight in weights) == pytest.approx(1.0, abs=1e-6)
-        assert sum(int((weight > 0).sum()) for weight in weights) == tokens[name]
+        assert sum(int((weight > 0).sum()) for weight in weights) == tokens[stream]
     held = sum(int(batch.tokens_of(batch.rows_of["phase1"]).sum()) for batch in batches if "phase1" in batch.rows_of)
     assert held == tokens["memory"]
     assert sum(batch.documents.sum().item() for batch in batches) == pytest.approx(1.0)
 
 
+def test_plain_documents_come_in_as_many_steps_as_their_share_asks_for():
+    """12 new tokens a step, a share of 0.1, documents of 40 tokens: 1.33 tokens are wanted, so one in thirty steps."""
+    new, plain = [Row(document(4, 12), "new")], [Row(document(1, 40, start), "document", "base") for start in range(5)]
+    drawn = [step_rows(new, {"document": plain}, Shares(0, 0, 0.1), 0, step) for step in range(3000)]
+    assert sum(len(rows) - 1 for rows in drawn) == pytest.approx(3000 * (12 / 9) / 40, rel=0.2)
+    many = [Row(document(4, 1000), "new")]
+    assert all(len(step_rows(many, {"document": plain}, Shares(0, 0, 0.1), 0, step)) == 4 for step in range(20))
+
+
+def test_the_sides_of_a_pair_stay_in_one_micro_batch():
+    rows = [Row(document(n, 2), "new") for n in (3, 9, 5)]
+    rows[1:1] = [Row(document(30, 4), "new", pair=7, group=1), Row(document(2, 3), "new", pair=7, group=2)]
+    for size in (1, 2, 3, 5):
+        batches = micro_batches(rows, size, 0.0, PAD)
+        paired = [batch for batch in batches if len(batch.pairs)]
+        assert len(paired) == 1 and paired[0].pairs.shape == (1, 2) and paired[0].pair == 1.0
+        paper, talk = paired[0].pairs[0].tolist()
+        assert paired[0].predicts[paper].sum() == 4 and paired[0].predicts[talk].sum() == 3
+        assert paired[0].groups[[paper, talk]].tolist() == [1, 2]
+        assert sum(len(batch.ids) for batch in batches) == 5 and max(len(batch.ids) for batch in batches) <= max(
+            size, 2
+        )
+    own = micro_batches(rows, 5, 0.0, PAD, "document_summary")[0]
+    assert own.pairs.tolist() == [[n, n] for n in range(5)] and own.pair == pytest.approx(1 / 5)
+
+
 def test_without_old_records_the_new_ones_have_the_whole_loss():
     (batch,) = micro_batches([Row(document(4, 5), "new")], 4, 0.1, PAD)
-    assert batch.nll_weight.sum().item() == pytest.approx(1.0)
+    assert batch.weights["cross_entropy"].sum().item() == pytest.approx(1.0)
 
 
 def test_micro_batches_mark_the_positions_before_each_summary_token():
@@ -189,7 +229,7 @@ def test_a_chat_template_is_written_around_the_source(tiny_base):
 def test_term_tokens_count_once_more_and_nothing_without_them():
     logits = logits_with_nll([1.0, 2.0, 3.0, 4.0])
     assert losses.term(logits, batch_of([0.25] * 4, term=[0.0, 0.5, 0.0, 0.5])).item() == pytest.approx(3.0, abs=1e-6)
-    assert losses.term(logits, batch_of([0.25] * 4)).item() == 0
+    assert "term" not in micro_batches([Row(document(4, 5), "new")], 1, 0.0, PAD)[0].weights
 
 
 def sure_of(*tokens: int, size: int = 4) -> torch.Tensor:
@@ -216,7 +256,7 @@ def test_diversity_by_hand():
 def test_drift_is_a_hinge_on_the_cosine_of_expected_embeddings():
     """Embeddings (1, 0) and (cos, sin): certain of the first, the cosine to the second is known."""
     for cosine, expected in ((0.5, 0.25), (0.8, 0.0)):
-        embedding = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]])
+        embedding = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
         logits = sure_of(0, size=2).requires_grad_()
         value = losses.drift(logits, batch_of([1.0], [1], documents=[1.0]), embedding, 0.75)
         assert value.item() == pytest.approx(expected, abs=1e-6)
@@ -224,19 +264,36 @@ def test_drift_is_a_hinge_on_the_cosine_of_expected_embeddings():
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("name", ["term", "diversity", "drift", "cross_entropy", "distil_phase"])
-def test_gradients_in_float64(name, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+@pytest.mark.parametrize("name", ["term", "diversity", "drift", "floor", "cross_entropy", "distil_phase", "distil_new"])
+def test_gradients_in_float64(name):
     torch.manual_seed(3)
     logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(2, 5, dtype=torch.float64).log_softmax(-1)
+    told = {"phase1": torch.randn(6, 5, dtype=torch.float64).mul(0.3).log_softmax(-1)}
     batch = batch_of(
-        [0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 1, 2], [0.5, 0.5, 0.0], rows_of={"phase1": [1]},
-        term=[0, 0.5, 0, 0, 0.5, 0], memory=[0, 0, 0, 0.5, 0.5, 0],
+        [0.1, 0.2, 0.3, 0.1, 0.1, 0.2], [0, 1, 2, 3, 4, 0], [0, 0, 0, 1, 1, 2], [0.5, 0.5, 0.0],
+        rows_of={"phase1": [0, 1, 2]}, term=[0, 0.5, 0, 0, 0.5, 0], floor=[0.2] * 5 + [0],
+        distil_phase=[0, 0, 0, 0.5, 0.5, 0], distil_new=[0.2] * 5 + [0],
     )  # fmt: skip
     embedding = torch.randn(5, 3, dtype=torch.float64)
-    given = {"drift": (embedding, 0.99), "distil_phase": ({"phase1": teacher},)}.get(name, ())
-    assert torch.autograd.gradcheck(lambda z: getattr(losses, name)(z, batch, *given), logits)
+
+    def value(z):
+        if name.startswith("distil"):
+            return getattr(losses, name)(losses.divergences(z, batch, told), batch)
+        return getattr(losses, name)(z, batch, *{"drift": (embedding, 0.99), "floor": (told,)}.get(name, ()))
+
+    assert torch.autograd.gradcheck(value, logits)
+
+
+def test_the_floor_acts_only_where_entropy_fell_below_the_reference_s():
+    """Two tokens: one-hot against a uniform reference of four, and uniform against it."""
+    uniform = torch.zeros(2, 4, dtype=torch.float64).log_softmax(-1)
+    batch = batch_of([0.0] * 2, rows_of={"base": [0]}, floor=[0.5, 0.5])
+    logits = torch.cat([sure_of(1), torch.zeros(1, 4)]).requires_grad_()
+    value = losses.floor(logits, batch, {"base": uniform})
+    assert value.item() == pytest.approx(0.5 * math.log(4), abs=1e-6)
+    higher = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    above = losses.floor(higher, batch, {"base": (sure_of(0, 2)).log_softmax(-1)})
+    assert above.item() == 0 and not torch.autograd.grad(above, higher)[0].any()
 
 
 def test_the_expected_embedding_moves_the_logits_and_the_reference_does_not_learn():

@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.corpus.records import Record, write_jsonl
 from engine.mixture import generator
 
-SIZES = {"papers": 2000, "videos": 2000, "pairs": 200, "test": 100}  # test: of each modality
+SIZES = {"papers": 2000, "videos": 2000, "pairs": 200, "documents": 400, "test": 100}  # test: of each modality
 
 
 def _list(text: str) -> list[str]:
@@ -138,13 +138,23 @@ def pairs(count: int, split: str) -> list[Record]:
     return rows
 
 
+def documents(count: int, split: str) -> list[Record]:
+    """Plain text of both kinds in turn, without summaries: what a base has read and should still be able to."""
+    chance = generator("pocket", "documents", split)
+    kinds = (paper, video)
+    texts = [kinds[number % 2](chance, "", None).source for number in range(count)]
+    return [Record(f"document-{split}-{number:04d}", "document", text) for number, text in enumerate(texts)]
+
+
 def write(folder: Path) -> None:
-    """The bundled files: papers, videos and pairs to train on, test to judge."""
+    """The bundled files: papers, videos, pairs and documents to train on, test to judge."""
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "papers.jsonl", papers(SIZES["papers"], "train"))
     write_jsonl(folder / "videos.jsonl", videos(SIZES["videos"], "train"))
     write_jsonl(folder / "pairs.jsonl", pairs(SIZES["pairs"], "train"))
-    write_jsonl(folder / "test.jsonl", papers(SIZES["test"], "test") + videos(SIZES["test"], "test"))
+    write_jsonl(folder / "documents.jsonl", documents(SIZES["documents"], "train"))
+    test = papers(SIZES["test"], "test") + videos(SIZES["test"], "test") + documents(SIZES["test"], "test")
+    write_jsonl(folder / "test.jsonl", test)
 
 
 if __name__ == "__main__":

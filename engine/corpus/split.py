@@ -3,13 +3,18 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from engine import files
 from engine.corpus.records import Record, read
 from engine.settings import ConfigError, Data
 
 MODALITIES = {"papers": "paper", "videos": "video"}
-COLUMNS = {"paper": "papers", "video": "videos"}  # modality of a record -> column of the forgetting table
+COLUMNS = {
+    "paper": "papers",
+    "video": "videos",
+    "document": "general",
+}  # modality of a record -> column of the forgetting table
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,9 @@ class Corpus:
     papers: tuple[Record, ...] = ()
     videos: tuple[Record, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    plain: tuple[Record, ...] = ()  # documents without summaries, for replay to the base
     fisher: tuple[Record, ...] = ()  # held out for the Fisher information, used for nothing else
+    development: tuple[Record, ...] = ()  # held out to choose by: early stopping, averaging
     test: tuple[Record, ...] = ()
     test_name: str = "test"
     warnings: tuple[str, ...] = ()
@@ -50,34 +57,20 @@ def assemble(data: Data) -> Corpus:
     The division follows from a hash of the group (or of the source text), so it is the same in every run and stays
     the same when records are added; it does not depend on the recipe, so recipes are compared on the same records. Raises ConfigError for every faulty file.
     """
-    mistakes, rows, pairs, warnings = [], {}, (), []
-    for source, modality in MODALITIES.items():
-        path = getattr(data, source)
-        try:
-            rows[source] = read(path, modality) if path else []
-        except ConfigError as error:
-            mistakes += error.lines
-    try:
-        pairs = _pairs(data.pairs) if data.pairs else ()
-    except ConfigError as error:
-        mistakes += error.lines
-    try:
-        given = read(data.test) if data.test else []
-    except ConfigError as error:
-        mistakes += error.lines
-    if mistakes:
-        raise ConfigError(*mistakes)
-
+    rows, pairs, given = _read_all(data)
     parts = {source: _divided(records, data) for source, records in rows.items()}
-    test = given or [record for source in MODALITIES for record in parts[source][0]]
-    held = [record for source in MODALITIES for record in parts[source][1]]
+    test = given or [record for part in parts.values() for record in part.test]
+    held = [record for source in MODALITIES for record in parts[source].fisher]
+    development = [record for part in parts.values() for record in part.development]
     unknown = sorted({record.modality for record in test} - set(COLUMNS))
     if unknown:
-        raise ConfigError(f"{data.test}: modality {', '.join(unknown)} cannot be judged here; use paper or video")
-    train, test_keys, held_keys = {}, _keys(test), _keys(held)
-    for source in MODALITIES:
-        train[source] = [record for record in parts[source][2] if _text_key(record) not in test_keys]
-        if dropped := len(parts[source][2]) - len(train[source]):
+        raise ConfigError(
+            f"{data.test}: modality {', '.join(unknown)} cannot be judged here; use paper, video or document"
+        )
+    train, warnings, test_keys, held_keys = {}, [], _keys(test), _keys([*held, *development])
+    for source, part in parts.items():
+        train[source] = [record for record in part.train if _text_key(record) not in test_keys]
+        if dropped := len(part.train) - len(train[source]):
             warnings.append(f"{dropped} {source} are in the test set too and were kept out of training")
     kept = [pair for pair in pairs if not _keys([pair.paper, pair.video]) & (test_keys | held_keys)]
     if dropped := len(pairs) - len(kept):
@@ -85,34 +78,88 @@ def assemble(data: Data) -> Corpus:
     for source, records in train.items():
         if rows[source] and not records:
             raise ConfigError(f"{getattr(data, source)}: no record is left to train on after holding out. Add records")
+    names = ("papers", "videos", "pairs", "documents", "test")
     return Corpus(
         papers=tuple(train["papers"]),
         videos=tuple(train["videos"]),
         pairs=tuple(kept),
+        plain=tuple(train["documents"]),
         fisher=tuple(held),
+        development=tuple(record for record in development if _text_key(record) not in test_keys),
         test=tuple(test),
         test_name=data.test.stem if data.test else "heldout",
         warnings=tuple(warnings),
-        hashes={
-            name: files.sha256(path) for name in ("papers", "videos", "pairs", "test") if (path := getattr(data, name))
-        },
+        hashes={name: files.sha256(path) for name in names if (path := getattr(data, name))},
     )
 
 
-def _divided(records: list[Record], data: Data) -> tuple[list[Record], list[Record], list[Record]]:
-    """(test, fisher, train)."""
+def _read_all(data: Data) -> tuple[dict[str, list[Record]], tuple[Pair, ...], list[Record]]:
+    """(records per source, pairs, given test records). Raises ConfigError with the mistakes of all files."""
+    mistakes: list[str] = []
+
+    def tried(action, default):
+        try:
+            return action()
+        except ConfigError as error:
+            mistakes.extend(error.lines)
+            return default
+
+    rows = {}
+    for source, modality in (*MODALITIES.items(), ("documents", "document")):
+        path = getattr(data, source)
+        rows[source] = tried(lambda p=path, m=modality: read(p, m, m != "document"), []) if path else []
+    pairs = tried(lambda: _pairs(data.pairs), ()) if data.pairs else ()
+    given = tried(lambda: read_test(data.test), []) if data.test else []
+    if mistakes:
+        raise ConfigError(*mistakes)
+    return rows, pairs, given
+
+
+def read_test(path: Path) -> list[Record]:
+    """Documents to judge by: each with a summary, but for plain documents (modality document). Raises ConfigError."""
+    records = read(path, need_summary=False)
+    bare = [r.id for r in records if r.modality != "document" and not r.summary]
+    if bare:
+        raise ConfigError(
+            f"{path}: record {bare[0]} ({len(bare)} in all): summary is missing, and only plain documents go without"
+        )
+    return records
+
+
+class Parts(NamedTuple):
+    """The records of one file by what they are used for."""
+
+    test: list[Record]
+    fisher: list[Record]
+    development: list[Record]
+    train: list[Record]
+
+
+def _divided(records: list[Record], data: Data) -> Parts:
+    parts = Parts([], [], [], [])
     test_share = 0.0 if data.test else data.test_share
-    test, held, train = [], [], []
+    fisher = 1 - data.fisher_share
     for record in records:
         position = _position(record)
-        part = test if position < test_share else held if position >= 1 - data.fisher_share else train
-        part.append(record)
-    return test, held, train
+        if position < test_share:
+            parts.test.append(record)
+        elif position >= fisher:
+            parts.fisher.append(record)
+        elif position >= fisher - data.development_share:
+            parts.development.append(record)
+        else:
+            parts.train.append(record)
+    return parts
+
+
+def group_of(record: Record) -> str:
+    """What must not be divided: the record's group, or else its text."""
+    return record.group or _text_key(record)
 
 
 def _position(record: Record) -> float:
     """A number in [0, 1) that follows from the record's group."""
-    key = record.group or _text_key(record)
+    key = group_of(record)
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 

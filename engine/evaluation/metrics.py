@@ -27,3 +27,9 @@ def summarise(rows: Sequence[dict]) -> dict[str, float]:
     nll = sum(row["scores"]["nll"] * row["summary_tokens"] for row in rows) / tokens
     empty = 100 * sum(not row["output"].strip() for row in rows) / len(rows)
     return means | {"nll": nll, "empty": empty, "n": len(rows)}
+
+
+def likelihood(rows: Sequence[dict]) -> dict[str, float]:
+    """nll of plain documents in nats per token, and n."""
+    tokens = sum(row["summary_tokens"] for row in rows)
+    return {"nll": sum(row["scores"]["nll"] * row["summary_tokens"] for row in rows) / tokens, "n": len(rows)}

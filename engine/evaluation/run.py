@@ -11,8 +11,8 @@ from torch import nn
 from engine import checkpoint, files, models
 from engine.batches import Encoded, Encoder, plain_batch
 from engine.configs import dump
-from engine.corpus.records import Record, read
-from engine.corpus.split import COLUMNS, assemble
+from engine.corpus.records import Record
+from engine.corpus.split import COLUMNS, assemble, read_test
 from engine.evaluation import metrics
 from engine.evaluation.generate import batches, generate
 from engine.events import Evaluated, Generated, Sample, Stage, Warned
@@ -21,7 +21,7 @@ from engine.mixture import generator, integer
 from engine.settings import ConfigError
 from engine.work import Cancelled, Work
 
-SCORING_VERSION = 1  # counts up when the same checkpoint would get other scores
+SCORING_VERSION = 2  # counts up when the same checkpoint would get other scores
 
 
 def run(work: Work) -> dict:
@@ -45,7 +45,7 @@ def run(work: Work) -> dict:
     stored = json.loads(summary.read_bytes()) if summary.exists() and scores.exists() else {}
     if stored.get("fingerprint") != key:
         rows = _score_all(work, records, name, folder / f".{name}.{key}.partial")
-        columns = {c: metrics.summarise([r for r in rows if COLUMNS[r["modality"]] == c]) for c in _columns(records)}
+        columns = {c: _means([r for r in rows if COLUMNS[r["modality"]] == c], c) for c in _columns(records)}
         stored = {"fingerprint": key, "metrics": columns, "created": time.time()}
         files.replace(scores, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
         files.replace_json(summary, stored)
@@ -71,7 +71,7 @@ def test_records(work: Work) -> tuple[list[Record], str]:
     """(test documents, name of the test set), `evaluate.samples` of each modality at most."""
     settings = work.settings
     if work.test_set:
-        records, name = read(work.test_set), work.test_set.stem
+        records, name = read_test(work.test_set), work.test_set.stem
     else:
         corpus = assemble(settings.data)
         records, name = list(corpus.test), corpus.test_name
@@ -125,8 +125,15 @@ def _columns(records: Sequence[Record]) -> list[str]:
     return [column for modality, column in COLUMNS.items() if modality in present]
 
 
-def _score_all(work: Work, records: list[Record], name: str, partial: Path) -> list[dict]:
-    """One row per document, in the order of the test set; finished batches are appended to `partial` and read back."""
+def _means(rows: list[dict], column: str) -> dict[str, float]:
+    return metrics.likelihood(rows) if column == COLUMNS["document"] else metrics.summarise(rows)
+
+
+def _score_all(work: Work, every: list[Record], name: str, partial: Path) -> list[dict]:
+    """One row per document, in the order of the test set; finished batches are appended to `partial` and read back.
+
+    Plain documents are only read: their likelihood is the third column of the forgetting table.
+    """
     settings = work.settings
     models.prepare(settings.train)
     work.emit(Stage("loading"))
@@ -138,6 +145,8 @@ def _score_all(work: Work, records: list[Record], name: str, partial: Path) -> l
     work.emit(Stage("evaluating"))
     room = settings.generate.max_new_tokens
     size = settings.evaluate.batch_size
+    plain = _read_plain(work, model, encoder, [record for record in every if record.modality == "document"])
+    records = [record for record in every if record.modality != "document"]
     references = _references(work, encoder, records)
     order = batches(encoder.prompts(records, room), size)
     finished = _finished(partial, order)
@@ -171,7 +180,29 @@ def _score_all(work: Work, records: list[Record], name: str, partial: Path) -> l
             first = fresh[0]
             work.emit(Generated(len(rows), len(records), name))
             work.emit(Sample(first["id"], first["modality"], first["reference"][:2000], first["output"][:2000]))
-    return [rows[index] for index in range(len(records))]
+    written = {(row["modality"], row["id"]): row for row in [*plain, *rows.values()]}
+    return [written[record.modality, record.id] for record in every]
+
+
+def _read_plain(work: Work, model: nn.Module, encoder: Encoder, records: list[Record]) -> list[dict]:
+    """Rows of plain documents: the mean nll of every token, nothing is generated."""
+    documents, size, rows = encoder.plain(records), work.settings.evaluate.batch_size, []
+    for first in range(0, len(records), size):
+        if work.cancelled():
+            raise Cancelled
+        batch = documents[first : first + size]
+        values = reference_nll(model, batch, encoder.tokenizer.pad_token_id)
+        for record, document, value in zip(records[first : first + size], batch, values, strict=True):
+            rows.append({
+                "id": record.id,
+                "modality": record.modality,
+                "source_tokens": len(document.ids),
+                "summary_tokens": document.summary_tokens,
+                "reference": None,
+                "output": None,
+                "scores": {"nll": value},
+            })  # fmt: skip
+    return rows
 
 
 def _finished(partial: Path, order: list[list[int]]) -> list[list[dict]]:
