@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from engine import events as ev
-from jobs import progress
+from jobs import adjust, progress
 from jobs.home import Home
 from jobs.records import BLOCKED, DONE, QUEUED, RUNNING, Job, Records, title
 
@@ -136,7 +136,10 @@ def job_values(home: Home, records: Records) -> list[dict[str, Any]]:
 
 
 def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
-    """The object that `show ID --json` prints. Raises ConfigError for an unknown id."""
+    """The object that `show ID --json` prints. settings: as queued; adjusted: {setting: value in force instead}.
+
+    Raises ConfigError for an unknown id.
+    """
     job = records.job(job_id)
     result = _read_json(home.result(job_id))
     saved, metrics = None, None
@@ -148,6 +151,7 @@ def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
     return job_value(home, job) | {
         "remedy": job.remedy,
         "settings": _settings(home, job_id),
+        "adjusted": adjust.read(home.adjusted(job_id)),
         "checkpoint": result.get("checkpoint", saved),
         "metrics": result.get("metrics", metrics),
         "folder": str(home.job(job_id)),
@@ -236,12 +240,14 @@ def duration(seconds: float | None) -> str:
 
 def details(value: dict[str, Any]) -> str:
     """`show ID` for a person: facts, then the settings as YAML."""
-    facts = {name: item for name, item in value.items() if name != "settings" and item not in (None, "")}
+    facts = {name: item for name, item in value.items() if name != "settings" and item not in (None, "", {})}
     for name in ("created", "started", "ended"):
         if name in facts:
             facts[name] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts[name]))
     if facts.get("metrics"):
         facts["metrics"] = json.dumps(facts["metrics"])
+    if facts.get("adjusted"):
+        facts["adjusted"] = "to fit into memory: " + ", ".join(f"{name} {n}" for name, n in facts["adjusted"].items())
     width = max(map(len, facts))
     lines = [f"{name.ljust(width)}  {plain(str(item))}" for name, item in facts.items()]
     if value["settings"]:

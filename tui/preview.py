@@ -55,8 +55,10 @@ def rows(request: "Request", draft: "Draft") -> list[Fact]:
     return [*facts, *_phases(settings, draft), *_data(draft), *_method(settings), *_differences(request)]
 
 
-def settings_rows(settings: "Settings", job: dict[str, Any]) -> list[Fact]:
-    """The settings that matter of a job that is queued already."""
+def settings_rows(settings: "Settings", job: dict[str, Any], adjusted: dict[str, int]) -> list[Fact]:
+    """The settings that matter of a job that is queued already, and what it made smaller to fit into memory."""
+    from jobs import adjust
+
     phases = [phase for phase in settings.curriculum.phases if phase.name == job.get("phase")]
     lengths = [Fact(phase.name, f"{_mixture(phase)}   {_length(phase)}") for phase in phases]
     files = [
@@ -66,6 +68,7 @@ def settings_rows(settings: "Settings", job: dict[str, Any]) -> list[Fact]:
     ]
     return [
         Fact("model", str(job.get("model") or settings.model.name_or_path or "")),
+        *([Fact("adjusted", f"to fit into memory: {adjust.words(settings, adjusted)}", True)] if adjusted else []),
         *lengths,
         *_method(settings),
         *files,
