@@ -89,7 +89,7 @@ def attempt(home: Home, job_id: str, emit: "Reporter") -> dict[str, Any] | None:
         work = work_of(home, job_id, emit, adjusted)
     except Exception as error:
         return _failure(error, job_id)
-    result = _perform(home, job_id, work)  # an error, and the tensors its frames held, are gone when this returns
+    result = _perform(home, job_id, work)
     if result["remedy"] == LESS_MEMORY and (less := adjust.step_down(work.kind, emit.stage, work.settings)):
         adjust.write(home.adjusted(job_id), adjusted | less)
         emit(ev.Warned(adjust.warning(emit.stage, work.settings, less)))
@@ -117,6 +117,8 @@ def _perform(home: Home, job_id: str, work: Work) -> dict[str, Any]:
 def _failure(error: Exception, job_id: str) -> dict[str, Any]:
     """The result of a job that failed. A mistake of the user is named, anything else goes into the log whole."""
     short = adjust.is_out_of_memory(error)
+    if short:
+        traceback.clear_frames(error.__traceback__)  # even the words for it need memory
     if isinstance(error, ConfigError) and not short:
         print(error, file=sys.stderr)
         reason, *rest = error.lines or ("",)
