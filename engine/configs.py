@@ -25,6 +25,7 @@ ALIASES = {
     "learning_rate": "train.learning_rate",
     "loraplus_lr_ratio": "train.loraplus_lr_ratio",
     "warmup_ratio": "train.warmup_ratio",
+    "warmup_steps": "train.warmup_steps",
     "weight_decay": "train.weight_decay",
     "max_grad_norm": "train.max_grad_norm",
     "per_device_train_batch_size": "train.per_device_train_batch_size",

@@ -112,8 +112,8 @@ class Phase(Section):
 
     @model_validator(mode="after")
     def complete(self):
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps, one of them")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give either epochs or steps, not both")
         if any(share < 0 for share in self.mixture.values()) or abs(sum(self.mixture.values()) - 1) > 1e-9:
             raise ValueError(f"the shares of mixture must add up to 1, not {sum(self.mixture.values()):g}")
         if any(abs(share * 1000 - round(share * 1000)) > 1e-6 for share in self.mixture.values()):
@@ -223,7 +223,15 @@ class Train(Section):
     seed: int = Field(0, ge=0, description="everything random follows from it and the step")
     learning_rate: float = Field(1e-4, gt=0, description="peak rate of A")
     loraplus_lr_ratio: float = Field(2.0, gt=0, description="rate of B = this times the rate of A")
+    auto: bool = Field(
+        False,
+        description="choose rank and alpha, epochs, batch, max_length and warm-up by the number of training records; for "
+        "one phase, which needs no length then. What you give yourself stays, and is told",
+    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of a phase's steps; then a cosine to 0")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="warm-up in optimizer steps; if given, warmup_ratio is not used"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW, on A and B")
     max_grad_norm: float = Field(1.0, gt=0, description="clip, after accumulation")
     per_device_train_batch_size: int = Field(3, ge=1, description="records in a micro-batch")
@@ -313,6 +321,9 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def sources_given(self):
+        open_ended = [phase.name for phase in self.curriculum.phases if phase.epochs is None and phase.steps is None]
+        if open_ended and not self.train.auto:
+            raise ValueError(f"curriculum.phases: {', '.join(open_ended)}: give either epochs or steps, one of them")
         missing = sorted(
             {s for phase in self.selected_phases() for s, share in phase.mixture.items() if share}
             - {source for source in SOURCES if getattr(self.data, source)}

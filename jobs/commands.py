@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine import auto
 from engine.configs import load
 from engine.settings import ConfigError
 from jobs import demo as demonstration
@@ -170,6 +171,8 @@ def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[
     drafted = submit.draft(home, records, request)
     for warning in drafted.corpus.warnings if drafted.corpus else ():
         say(f"warning: {warning}")
+    if drafted.auto:
+        say(f"auto: {auto.words(**drafted.auto)}")
     jobs = submit.enter(home, records, drafted)
     ids = [job.id for job in jobs]
     put({"jobs": ids, "run": drafted.run}, _queued_text(jobs, drafted.run), as_json)

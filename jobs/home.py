@@ -67,6 +67,9 @@ class Home:
         """Held by the process that uses GPU `index`; without a GPU, slot 0 has a lock too."""
         return self.state / f"gpu{index}.lock"
 
+    def device_locks(self) -> list[Path]:
+        return sorted(self.state.glob("gpu*.lock"))
+
     @property
     def jobs(self) -> Path:
         return self.state / "jobs"
@@ -76,6 +79,10 @@ class Home:
 
     def spec(self, job_id: str) -> Path:
         return self.job(job_id) / "spec.yaml"
+
+    def adjusted(self, job_id: str) -> Path:
+        """What the job made smaller to fit into memory; absent if nothing."""
+        return self.job(job_id) / "adjusted.yaml"
 
     def events(self, job_id: str) -> Path:
         return self.job(job_id) / "events.jsonl"

@@ -1,8 +1,9 @@
 """Locks that the kernel frees on death, and names of processes that a reused pid cannot fake."""
 
+import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,16 @@ def locked(path: Path) -> IO | None:
         file.close()
         return None
     return file
+
+
+def keep_only(paths: Iterable[Path]) -> None:
+    """Of this process's open files let only these, and the three standard ones, live on in a program it becomes."""
+    kept = [path.stat() for path in paths]
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed already
+            found = os.fstat(descriptor)
+            os.set_inheritable(descriptor, descriptor <= 2 or any(os.path.samestat(found, k) for k in kept))
 
 
 def is_held(path: Path) -> bool:

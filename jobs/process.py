@@ -9,24 +9,19 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine import events as ev
 from engine import files
 from engine.settings import ConfigError, first_line
 from engine.work import Cancelled, Work
-from jobs import locks, show
+from jobs import adjust, locks, show
 from jobs.home import Home
 from jobs.kinds import KINDS
 from jobs.records import CANCELLED, DONE, FAILED, Records
 from jobs.submit import read_spec
 
 PRINT_EVERY = 5.0  # seconds between two lines of progress in log.txt
-OUT_OF_MEMORY = (
-    "out of memory",
-    "cublas_status_alloc_failed",
-    "cannot allocate memory",
-)  # as CUDA, Triton and Linux say
 LESS_MEMORY = (
     "lower train.per_device_train_batch_size (and raise train.gradient_accumulation_steps by as much), "
     "set model.dtype=bfloat16, or train.gradient_checkpointing=true"
@@ -44,6 +39,8 @@ def main(job_id: str) -> int:
         return 0
     emit = Reporter(ev.Writer(home.events(job_id), int(os.environ.get("HYBRIDSUM_ATTEMPT", "1"))))
     result = attempt(home, job_id, emit)
+    if result is None:
+        restart(home, job_id, held)
     print(show.stamp(time.time()), result["outcome"], result["reason"])
     files.replace_json(home.result(job_id), result)
     return 0 if result["outcome"] != FAILED else 1
@@ -69,11 +66,39 @@ def hold(home: Home, job_id: str) -> Any:
     return None
 
 
-def attempt(home: Home, job_id: str, emit: ev.Emit) -> dict[str, Any]:
-    """Do the work; what it returns is the content of result.json, whatever happened."""
+def restart(home: Home, job_id: str, held: Any) -> NoReturn:
+    """A fresh interpreter for the same job in this process's place: same pid, locks and attempt, no memory in use.
+
+    Only the locks stay open, or the driver's files would keep the memory of the GPU.
+    """
+    os.environ["HYBRIDSUM_LOCK"] = str(held if isinstance(held, int) else held.fileno())
+    locks.keep_only([home.job_lock(job_id), *home.device_locks()])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def attempt(home: Home, job_id: str, emit: "Reporter") -> dict[str, Any] | None:
+    """Do the work; what it returns is the content of result.json, whatever happened.
+
+    None: memory ran out, adjusted.yaml says what was made smaller, and the job goes on in a fresh process.
+    """
     emit(ev.Started(os.getpid(), os.environ.get("HYBRIDSUM_DEVICE", "")))
     try:
-        work = work_of(home, job_id, emit)
+        adjusted = adjust.read(home.adjusted(job_id))
+        work = work_of(home, job_id, emit, adjusted)
+    except Exception as error:
+        return _failure(error, job_id)
+    result = _perform(home, job_id, work)
+    if result["remedy"] == LESS_MEMORY and (less := adjust.step_down(work.kind, emit.stage, work.settings)):
+        adjust.write(home.adjusted(job_id), adjusted | less)
+        emit(ev.Warned(adjust.warning(emit.stage, work.settings, less)))
+        return None
+    return result | ({"adjusted": adjusted} if adjusted else {})
+
+
+def _perform(home: Home, job_id: str, work: Work) -> dict[str, Any]:
+    try:
         module, function = KINDS[work.kind]
         facts = show.finite(getattr(importlib.import_module(module), function)(work) or {})
         if work.kind == "evaluate":
@@ -85,28 +110,33 @@ def attempt(home: Home, job_id: str, emit: ev.Emit) -> dict[str, Any]:
             "reason": "cancelled",
             "remedy": f"hybridsum.py retry {job_id} goes on from there",
         }
-    except ConfigError as error:
+    except Exception as error:
+        return _failure(error, job_id)
+
+
+def _failure(error: Exception, job_id: str) -> dict[str, Any]:
+    """The result of a job that failed. A mistake of the user is named, anything else goes into the log whole."""
+    short = adjust.is_out_of_memory(error)
+    if short:
+        traceback.clear_frames(error.__traceback__)  # even the words for it need memory
+    if isinstance(error, ConfigError) and not short:
         print(error, file=sys.stderr)
         reason, *rest = error.lines or ("",)
         return {"outcome": FAILED, "reason": reason, "remedy": "\n".join(rest)}
-    except Exception as error:
-        traceback.print_exc()
-        return {
-            "outcome": FAILED,
-            "reason": f"{type(error).__name__}: {first_line(error)}",
-            "remedy": remedy(error, job_id),
-        }
+    traceback.print_exception(error)
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return {"outcome": FAILED, "reason": reason, "remedy": LESS_MEMORY if short else f"hybridsum.py log {job_id}"}
 
 
-def work_of(home: Home, job_id: str, emit: ev.Emit) -> Work:
-    """What the frozen spec asks for. Raises ConfigError if the spec cannot be read."""
+def work_of(home: Home, job_id: str, emit: ev.Emit, adjusted: dict[str, int]) -> Work:
+    """What the frozen spec asks for, with what was adjusted. Raises ConfigError if the spec cannot be read."""
     job, settings = read_spec(home.spec(job_id))
     cancel = home.cancel(job_id)
     return Work(
         kind=job["kind"],
         run=job["run"],
         phase=job["phase"],
-        settings=settings,
+        settings=adjust.apply(settings, adjusted),
         model=job["model"],
         folder=Path(job["folder"]),
         run_folder=Path(job["run_folder"]),
@@ -121,26 +151,25 @@ def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
-def remedy(error: Exception, job_id: str) -> str:
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
-        return LESS_MEMORY
-    return f"hybridsum.py log {job_id}"
-
-
 def _enter_evaluation(home: Home, work: Work, facts: dict[str, Any]) -> None:
     row = {name: facts[name] for name in ("test_set", "fingerprint", "metrics", "path")}
     Records(home.records).add_evaluation({"run": work.run, "phase": work.phase, **row, "created": time.time()})
 
 
 class Reporter:
-    """Writes events, and for the ones a reader of log.txt waits for a line of text."""
+    """Writes events, and for the ones a reader of log.txt waits for a line of text. stage: where the job is."""
 
     def __init__(self, write: ev.Emit):
         self._write = write
         self._printed = 0.0
+        self.stage = ""
 
     def __call__(self, event: ev.Event) -> None:
         self._write(event)
+        if isinstance(event, ev.Stage):
+            self.stage = event.name
+        elif isinstance(event, ev.PhaseStarted):
+            self.stage = "training"
         line = show.line(event)
         if line is None:
             return

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from engine import auto
 from engine import events as ev
-from jobs import progress
+from jobs import adjust, progress
 from jobs.home import Home
 from jobs.records import BLOCKED, DONE, QUEUED, RUNNING, Job, Records, title
 
@@ -136,9 +137,11 @@ def job_values(home: Home, records: Records) -> list[dict[str, Any]]:
 
 
 def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
-    """The object that `show ID --json` prints. Raises ConfigError for an unknown id."""
+    """The object that `show ID --json` prints. settings: as queued; auto: what of them train.auto chose, and from
+    how many examples; adjusted: {setting: value in force instead}.  Raises ConfigError for an unknown id.
+    """
     job = records.job(job_id)
-    result = _read_json(home.result(job_id))
+    result, spec = _read_json(home.result(job_id)), _read_spec(home.spec(job_id))
     saved, metrics = None, None
     for stamped in ev.read(home.events(job_id)):
         if isinstance(stamped.event, ev.Saved):
@@ -147,7 +150,9 @@ def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
             metrics = stamped.event.metrics
     return job_value(home, job) | {
         "remedy": job.remedy,
-        "settings": _settings(home, job_id),
+        "settings": spec.get("settings"),
+        "auto": (spec.get("job") or {}).get("auto"),
+        "adjusted": adjust.read(home.adjusted(job_id)),
         "checkpoint": result.get("checkpoint", saved),
         "metrics": result.get("metrics", metrics),
         "folder": str(home.job(job_id)),
@@ -162,11 +167,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _settings(home: Home, job_id: str) -> dict | None:
+def _read_spec(path: Path) -> dict[str, Any]:
+    """spec.yaml as it stands; empty if it cannot be read."""
     try:
-        return yaml.safe_load(home.spec(job_id).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 # -- tables -----------------------------------------------------------------------------------------------------
@@ -236,12 +243,16 @@ def duration(seconds: float | None) -> str:
 
 def details(value: dict[str, Any]) -> str:
     """`show ID` for a person: facts, then the settings as YAML."""
-    facts = {name: item for name, item in value.items() if name != "settings" and item not in (None, "")}
+    facts = {name: item for name, item in value.items() if name != "settings" and item not in (None, "", {})}
     for name in ("created", "started", "ended"):
         if name in facts:
             facts[name] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts[name]))
     if facts.get("metrics"):
         facts["metrics"] = json.dumps(facts["metrics"])
+    if facts.get("auto"):
+        facts["auto"] = auto.words(**facts["auto"])
+    if facts.get("adjusted"):
+        facts["adjusted"] = "to fit into memory: " + ", ".join(f"{name} {n}" for name, n in facts["adjusted"].items())
     width = max(map(len, facts))
     lines = [f"{name.ljust(width)}  {plain(str(item))}" for name, item in facts.items()]
     if value["settings"]:

@@ -13,7 +13,7 @@ from engine import events as ev
 from engine.settings import ConfigError
 from jobs import locks, progress
 from jobs.home import PROJECT, Home
-from jobs.records import BLOCKED, CANCELLED, QUEUED, RUNNING, Job, Records
+from jobs.records import BLOCKED, CANCELLED, QUEUED, RUNNING, UNSUCCESSFUL, Job, Records
 
 LIVE, STALE, LOST, STOPPED = "LIVE", "STALE", "LOST", "STOPPED"
 STALE_AFTER = 10.0  # seconds without a beat from a runner that holds its lock
@@ -163,14 +163,18 @@ def cancel(home: Home, records: Records, job_id: str) -> str:
 def retry(home: Home, records: Records, job_id: str) -> list[str]:
     """Queue an unsuccessful job again, with the jobs it had blocked; returns their ids.
 
-    The old result stays as result-ATTEMPT.json. Raises ConfigError if the job is unknown or did not end badly.
+    The old result stays as result-ATTEMPT.json. What the job had made smaller to fit into memory is forgotten: a person
+    who retries may have made room. Raises ConfigError if the job is unknown or did not end badly.
     """
     job = records.job(job_id)
     if job.state in (QUEUED, RUNNING):
         raise ConfigError(f"job {job_id}: is {job.state}. Cancel it before it can be retried")
+    if job.state not in UNSUCCESSFUL:  # before its files are touched
+        raise ConfigError(f"job {job_id}: is {job.state}, and only a job that ended badly is retried")
     with contextlib.suppress(FileNotFoundError):
         home.result(job_id).rename(home.job(job_id) / f"result-{job.attempt}.json")
     home.cancel(job_id).unlink(missing_ok=True)
+    home.adjusted(job_id).unlink(missing_ok=True)
     again = records.requeue(job_id)
     if not again:
         raise ConfigError(f"job {job_id}: is {records.job(job_id).state}, and only a job that ended badly is retried")

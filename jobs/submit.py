@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from engine import files
+from engine.auto import automatic, kept
 from engine.configs import dump, load
 from engine.corpus.split import Corpus, assemble, read_test
 from engine.events import Queued, Writer
@@ -48,6 +49,7 @@ class Draft:
     jobs: tuple[tuple[Job, dict], ...]  # (ledger row, content of spec.yaml)
     corpus: Corpus | None = None
     schedule: Schedule | None = None
+    auto: dict | None = None  # train.auto: {examples, chosen: {setting: value}, kept: {setting: value}}
 
 
 def draft(home: Home, records: Records, request: Request) -> Draft:
@@ -56,8 +58,20 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
         records.job(request.after)
     if request.kind in ON_CHECKPOINT:
         return _draft_on_checkpoint(home, request)
-    settings = _with_phase(request)
-    corpus = assemble(settings.data)
+    given = _with_phase(request)
+    corpus = assemble(given.data)
+    if not given.train.auto:
+        return _draft_training(home, records, request, given, corpus)
+    examples = sum(corpus.sizes.values())
+    settings, chosen = automatic(given, examples)
+    drafted = _draft_training(home, records, request, settings, corpus)
+    auto = {"examples": examples, "chosen": chosen, "kept": kept(given, examples)}
+    for _, spec in drafted.jobs:
+        spec["job"]["auto"] = auto
+    return replace(drafted, auto=auto)
+
+
+def _draft_training(home: Home, records: Records, request: Request, settings: Settings, corpus: Corpus) -> Draft:
     if request.kind == "base":
         return _draft_base(home, records, request, settings, corpus)
     if settings.ewc.lambda_ and not corpus.fisher:
@@ -127,9 +141,8 @@ def _with_phase(request: Request) -> Settings:
         wanted = names[int(wanted) - 1]
     if wanted not in names:
         raise ConfigError(f"phase {wanted}: not in {request.config}. It has {', '.join(names) or 'none'}")
-    content = dump(settings)
-    content["curriculum"]["phase"] = wanted
-    return Settings.model_validate(content)
+    # A copy, since validating a dump anew would forget which settings the user gave.
+    return settings.model_copy(update={"curriculum": settings.curriculum.model_copy(update={"phase": wanted})})
 
 
 def _run_name(home: Home, records: Records, request: Request, continues: bool) -> str:

@@ -1,4 +1,4 @@
-"""A real runner whose jobs are stubs. With an argument it is killed at a chosen moment of a start."""
+"""A real runner whose jobs are stubs. With an argument they are another script, or it dies at a moment of a start."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ def die(*_, **__) -> None:
 
 
 if __name__ == "__main__":
-    served = runner.Runner(
-        Home.find(), [sys.executable, str(Path(__file__).with_name("stub_job.py"))], grace=0.5, kill_grace=0.5
-    )
+    stub = next((name for name in sys.argv[1:] if name.endswith(".py")), "stub_job.py")
+    command = [sys.executable, str(Path(__file__).with_name(stub))]
+    served = runner.Runner(Home.find(), command, grace=0.5, kill_grace=0.5)
     if "die-before-process" in sys.argv:
         served._spawn = die
     if "die-before-name" in sys.argv:

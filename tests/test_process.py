@@ -100,6 +100,47 @@ def test_failures(home, engine, capsys, error, reason, remedy):
     assert ("Traceback" in capsys.readouterr().err) is not isinstance(error, ConfigError)
 
 
+@pytest.mark.parametrize(
+    ("kind", "stage", "read", "expected"),
+    [
+        ("evaluate", "evaluating", lambda s: s.evaluate.batch_size, [32, 16, 8, 4, 2, 1]),
+        ("fisher", "fisher", lambda s: s.ewc.fisher_batch_size, [8, 4, 2, 1]),
+        ("phase", "fisher", lambda s: s.ewc.fisher_batch_size, [8, 4, 2, 1]),
+        ("phase", "loading", lambda s: s.train.per_device_train_batch_size, [3, 2, 1]),
+        ("phase", "saving", lambda s: s.train.per_device_train_batch_size, [3]),
+        ("base", "training", lambda s: s.train.per_device_train_batch_size, [3]),
+    ],
+)
+def test_what_runs_out_of_memory_begins_anew_with_less_until_nothing_is_left(
+    home, engine, monkeypatch, kind, stage, read, expected
+):
+    class BeganAnew(Exception):
+        pass
+
+    def begin_anew(home, job_id, held):
+        held.close()
+        raise BeganAnew
+
+    sizes = []
+
+    def run(work):
+        work.emit(ev.Stage(stage))
+        sizes.append(read(work.settings))
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    engine(run, kind)
+    monkeypatch.setattr(process, "restart", begin_anew)
+    for _ in expected[1:]:
+        with pytest.raises(BeganAnew):
+            process.main("1")
+        assert not home.result("1").exists()
+    assert process.main("1") == 1
+    assert sizes == expected
+    found = result(home)
+    assert (found["outcome"], found["remedy"]) == ("failed", process.LESS_MEMORY)
+    assert len(found.get("adjusted", {})) == (0 if len(expected) == 1 else 2 if stage == "loading" else 1)
+
+
 def test_evaluation_enters_the_catalogue(home, engine):
     facts = {"checkpoint": "c", "test_set": "t", "fingerprint": "f", "metrics": {"papers": {"nll": 1.5}}, "path": "p"}
     engine(lambda work: facts, kind="evaluate")

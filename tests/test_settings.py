@@ -21,7 +21,7 @@ def test_unknown_setting_names_file_and_suggests(tmp_path):
     config.write_text("ewc: {lamda: 400}\ntrain: {warmup: 3}\n")
     lines = mistakes(path=config)
     assert f"{config}: ewc.lamda: unknown setting. Did you mean ewc.lambda?" in lines
-    assert any("train.warmup: unknown setting. Did you mean train.warmup_ratio?" in line for line in lines)
+    assert any("train.warmup: unknown setting. Did you mean train.warmup_steps?" in line for line in lines)
 
 
 def test_all_mistakes_are_told_at_once():

@@ -41,16 +41,18 @@ class Details(ModalScreen):
 
     async def _load(self) -> None:
         from engine.settings import ConfigError
+        from jobs import adjust
         from jobs.submit import read_spec
         from tui.preview import settings_rows
 
         try:
             job, settings = await asyncio.to_thread(read_spec, self.home.spec(self.row.id))
+            adjusted = adjust.read(self.home.adjusted(self.row.id))
         except ConfigError as error:
             lines = problem(str(error).splitlines())
         else:
             width = self.query_one("#settings").size.width
-            lines = [line for fact in settings_rows(settings, job) for line in fact.lines(width)]
+            lines = [line for fact in settings_rows(settings, job, adjusted) for line in fact.lines(width)]
         self.query_one("#settings", Static).update(_join([Content(""), *lines]))
 
     def action_scroll(self, rows: int) -> None:

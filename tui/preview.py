@@ -52,11 +52,20 @@ def rows(request: "Request", draft: "Draft") -> list[Fact]:
     from engine.settings import Settings
 
     settings = Settings.model_validate(spec["settings"])
-    return [*facts, *_phases(settings, draft), *_data(draft), *_method(settings), *_differences(request)]
+    return [
+        *facts,
+        *_auto(draft.auto),
+        *_phases(settings, draft),
+        *_data(draft),
+        *_method(settings),
+        *_differences(request),
+    ]
 
 
-def settings_rows(settings: "Settings", job: dict[str, Any]) -> list[Fact]:
-    """The settings that matter of a job that is queued already."""
+def settings_rows(settings: "Settings", job: dict[str, Any], adjusted: dict[str, int]) -> list[Fact]:
+    """The settings that matter of a job that is queued already, and what it made smaller to fit into memory."""
+    from jobs import adjust
+
     phases = [phase for phase in settings.curriculum.phases if phase.name == job.get("phase")]
     lengths = [Fact(phase.name, f"{_mixture(phase)}   {_length(phase)}") for phase in phases]
     files = [
@@ -66,10 +75,19 @@ def settings_rows(settings: "Settings", job: dict[str, Any]) -> list[Fact]:
     ]
     return [
         Fact("model", str(job.get("model") or settings.model.name_or_path or "")),
+        *([Fact("adjusted", f"to fit into memory: {adjust.words(settings, adjusted)}", True)] if adjusted else []),
+        *_auto(job.get("auto")),
         *lengths,
         *_method(settings),
         *files,
     ]
+
+
+def _auto(found: dict[str, Any] | None) -> list[Fact]:
+    """What train.auto has chosen."""
+    from engine import auto
+
+    return [Fact("auto", auto.words(**found))] if found else []
 
 
 def _mixture(phase) -> str:
@@ -104,9 +122,10 @@ def _method(settings: "Settings") -> list[Fact]:
         if ewc.lambda_
         else "off: nothing holds earlier phases"
     )
+    warm_up = f"{100 * train.warmup_ratio:g} %" if train.warmup_steps is None else f"{train.warmup_steps} steps"
     rates = (
         f"A {train.learning_rate:.3g}, B {train.learning_rate * train.loraplus_lr_ratio:.3g}, "
-        f"warm-up {100 * train.warmup_ratio:g} %, LoRA rank {settings.lora.rank}, alpha {settings.lora.alpha:g}"
+        f"warm-up {warm_up}, LoRA rank {settings.lora.rank}, alpha {settings.lora.alpha:g}"
     )
     losses = "  ".join(
         f"{name} {weight:g}"
