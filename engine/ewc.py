@@ -24,7 +24,7 @@ from torch.nn import functional
 from engine.batches import Encoded, plain_batch
 from engine.losses import wide
 from engine.mixture import integer
-from engine.models import STUDENT, summary_logits, trainable
+from engine.models import STUDENT, scales, summary_logits, trainable
 from engine.settings import ConfigError, Ewc
 
 FILE = "anchors.safetensors"
@@ -245,14 +245,14 @@ def penalty(model: nn.Module, anchors: list[Anchor], settings: Ewc) -> Tensor:
     if not anchors:
         raise ValueError("no anchors: there is nothing to be penalized")
     weights, parts = trainable(model), []
-    scales = {name: module.scaling["default"] for name, module in model.named_modules() if _is_layer(module)}
+    layers = scales(model)
     for anchor in anchors:
         factor = 0.5 * lambda_per_token(settings, anchor.fisher.mean_tokens)
         values = anchor.fisher.values
         if settings.space == "factor":
             parts += [factor * (values[n] * (weights[n].float() - anchor.weights[n]).square()).sum() for n in values]
             continue
-        for layer, scale in scales.items():
+        for layer, scale in layers.items():
             a, b = (f"{layer}.lora_{side}.default.weight" for side in "AB")
             now, then = (weights[a].float(), weights[b].float()), (anchor.weights[a], anchor.weights[b])
             parts.append(factor * product_penalty(now, then, values[layer + ROWS], values[layer + COLUMNS], scale))

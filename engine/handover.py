@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from engine import checkpoint, consolidate, ewc, files, replay
+from engine import blend, checkpoint, consolidate, ewc, files, replay
 from engine.corpus.records import Record
 from engine.evaluation.run import about
 from engine.events import Saved, Stage
@@ -19,7 +19,8 @@ CONTRAST = "contrastive.safetensors"
 def conclude(
     work: Work, learner: Learner, tokenizer, material: Material, held: list[Record], stopped_at: int, start: Path | None
 ) -> dict:
-    """final/: adapter, tokenizer, anchors, replay buffer, queue of the contrastive term, about.json."""
+    """Averaging where it is wanted, anchors at the weights that stay, and final/: adapter, tokenizer, anchors, replay buffer, queue of the contrastive term, about.json."""
+    averaged = blend.blend(work, learner, material, held, start)
     anchors = _anchors(work, learner, material)
     buffer = _buffer(work, material)
     facts = {
@@ -27,6 +28,7 @@ def conclude(
         "trained_on": material.corpus.hashes,
         "replay_records": len(buffer),
         "ewc": [_fact(work, anchor) for anchor in anchors],
+        "average": averaged,
         "processes": learner.accelerator.num_processes,
     }
 

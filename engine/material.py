@@ -49,8 +49,7 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
     lexicon = terms.load(settings.data.terms) if settings.losses.term and settings.data.terms else None
     encoder = Encoder(tokenizer, settings.data, lexicon)
     corpus, encoded = _encode(work, encoder, assemble(settings.data))
-    if lexicon:
-        _warn_of_terms(work, encoded)
+    _warn_of_terms(work, encoded)
     phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
     plan = schedule(settings, corpus.sizes)
     kept = replay.load_buffer(work.start_from)
@@ -122,6 +121,11 @@ def _plain(settings: Settings, encoder: Encoder, corpus: Corpus) -> list[Row]:
 
 def _warn_of_terms(work: Work, documents: dict[str, list[tuple[Encoded, ...]]]) -> None:
     """What the weight of the term loss means for these data: a term token counts 1 + weight * T / |K|."""
+    if not work.settings.losses.term:
+        return
+    if not work.settings.data.terms:
+        work.emit(Warned("losses.term: there is no lexicon (data.terms), so the term loss is left out"))
+        return
     rows = [document for group in documents.values() for row in group for document in row]
     tokens, found = sum(row.summary_tokens for row in rows), sum(len(row.terms) for row in rows)
     if not found:

@@ -18,6 +18,7 @@ from engine.settings import ConfigError, Lora, Model, Train, first_line
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
     from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
 STUDENT = "default"  # the adapter that learns; PEFT's own name for the first one
 ADAPTER_ONLY = {"save_embedding_layers": False, "selected_adapters": [STUDENT]}  # teachers stay where they are
@@ -101,6 +102,11 @@ def _quiet_peft():
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """{name: parameter} of everything that learns."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def scales(model: nn.Module) -> dict[str, float]:
+    """{adapted layer: alpha / r} of the student's adapter."""
+    return {name: layer.scaling[STUDENT] for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def parameter_groups(model: nn.Module, train: Train, heads: list[nn.Parameter] = ()) -> list[dict]:

@@ -62,11 +62,14 @@ def base_answers(work: Work, base: nn.Module, encoder: Encoder, videos: Sequence
     """The base's own greedy answers to video prompts, written once per run before any training.
 
     They are what base replay compares the model with (KL to the base at these tokens): no reference summary is needed,
-    and the base cannot be taught a style that is not its own. Source: METHODS, section 8.
+    and the base cannot be taught a style that is not its own. With distil.base_texts=references it is compared on the
+    reference summaries instead. Source: METHODS, section 8.
     """
     settings = work.settings
     count = min(settings.distil.base_records, len(videos))
     chosen = generator(settings.train.seed, "base answers").sample(list(videos), count)
+    if settings.distil.base_texts == "references":
+        return [document for document in encoder.encode(chosen) if document]
     path = work.run_folder / "base" / ANSWERS
     key = _key(work, chosen)
     if path.exists():

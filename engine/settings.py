@@ -206,6 +206,9 @@ class Distil(Section):
     base: float = Field(0.3, ge=0, description="weight of KL(base || model) on the base's own answers, nats per token")
     base_share: float = Field(0.05, ge=0, lt=1, description="tokens of base replay, as a share of a step's tokens")
     base_records: int = Field(64, ge=1, description="video prompts the base answers once, before training")
+    base_texts: Literal["answers", "references"] = Field(
+        "answers", description="what the base is compared on: its own answers, or the references if it cannot write yet"
+    )
     documents: float = Field(
         0.3, ge=0, description="weight of KL(base || model) at every token of data.documents, nats per token"
     )

@@ -13,6 +13,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint, consolidate, development, ewc, files, handover, models, trackers
+from engine.auto import warmup
 from engine.batches import BASE
 from engine.contrastive import Contrast
 from engine.corpus.records import Record
@@ -163,7 +164,7 @@ def _train(work: Work, learner: Learner, optimizer, material: Material, progress
             work.emit(Warned(message))
         norm = clip(learner, train.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * rate_factor(index, plan.steps, train.warmup_ratio)
+            group["lr"] = group["rate"] * rate_factor(index, plan.steps, warmup(train, plan.steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         progress.done = index + 1
@@ -228,12 +229,11 @@ def clip(learner: Learner, most: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(list(models.trainable(learner.model).values()), most)
 
 
-def rate_factor(index: int, steps: int, warmup_ratio: float) -> float:
-    """Warm-up to 1 over warmup_ratio of the steps, then a cosine towards 0; a pure function of the step."""
-    warmup = math.ceil(warmup_ratio * steps)
-    if index < warmup:
-        return (index + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (index - warmup) / max(1, steps - warmup)))
+def rate_factor(index: int, steps: int, warmup_steps: int) -> float:
+    """Warm-up to 1 over warmup_steps, then a cosine towards 0; a pure function of the step."""
+    if index < warmup_steps:
+        return (index + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (index - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def peak_memory() -> float:

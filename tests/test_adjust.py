@@ -122,7 +122,7 @@ def test_a_damaged_file_is_named(tmp_path, content):
 
 
 def test_the_warning_is_in_the_users_words():
-    text = adjust.warning("training", Settings(), MICRO_2)
+    text = adjust.warning("training", load(None, ["losses.diversity=0"]), MICRO_2)
     assert "out of memory while training" in text
     assert "train.per_device_train_batch_size 2 (instead of 3)" in text and "still has 18 records" in text
     assert "diversity" not in text and "diversity" in adjust.warning(

@@ -14,7 +14,13 @@ from jobs import adjust
 from tests.conftest import make_work
 
 pytestmark = pytest.mark.engine
-CALM = ("lora.dropout=0", "ewc.lambda=0", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1")
+CALM = (
+    "lora.dropout=0",
+    "losses.diversity=0",
+    "ewc.lambda=0",
+    "train.per_device_train_batch_size=4",
+    "train.gradient_accumulation_steps=1",
+)
 
 
 def train_phase(tiny_data, tiny_base, run_folder, adjusted, stop=lambda: False):

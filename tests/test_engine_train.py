@@ -169,10 +169,10 @@ def test_records_with_too_long_summaries_are_left_out_aloud(tiny_data, tiny_base
 
 
 def test_the_rate_follows_from_the_step():
-    factors = [train.rate_factor(index, 100, 0.1) for index in range(100)]
+    factors = [train.rate_factor(index, 100, 10) for index in range(100)]
     assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[99] < 0.001
-    assert train.rate_factor(0, 1, 0.0) == 1
+    assert train.rate_factor(0, 1, 0) == 1
 
 
 def test_the_buffer_is_stratified_and_follows_from_the_seed():
@@ -194,6 +194,14 @@ def test_base_answers_are_written_once_and_are_the_base_s_own(whole, tiny_base):
     assert len(stored["answers"]) == 6
     assert [event for event in first if isinstance(event, ev.Generated)]
     assert not [event for event in second if isinstance(event, ev.Generated)]
+
+
+def test_base_replay_on_references_generates_nothing(tiny_data, tiny_base, tmp_path):
+    given = ["distil.base_texts=references", "curriculum.phases.phase1.steps=2", "ewc.lambda=0"]
+    work, events = phase(tiny_data, tiny_base, tmp_path, "phase1", *given)
+    train.run(work)
+    assert not [event for event in events if isinstance(event, ev.Generated)]
+    assert not (tmp_path / "base").exists() and steps(events)[1].losses["distil_base"] > 0
 
 
 EVERYTHING = (

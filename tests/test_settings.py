@@ -138,12 +138,23 @@ def test_the_recipe_as_given_has_no_protection_of_ours():
     loaded = load(PROJECT / "configs" / "medical_as_given.yaml")
     assert (loaded.distil.base, loaded.distil.phase, loaded.replay.batch_share) == (0, 0, 0.1)
     assert (loaded.ewc.lambda_, loaded.ewc.unit, loaded.ewc.space) == (400, "token_mean_sequence", "factor")
+    weights = loaded.losses.model_dump(include={"cross_entropy", "contrastive", "diversity", "term"})
+    assert weights == {"cross_entropy": 1.0, "contrastive": 0.3, "diversity": 0.2, "term": 0.4}
+    assert (loaded.distil.documents, loaded.distil.new, loaded.losses.floor) == (0, 0, 0)
+
+
+def test_four_hundred_without_a_unit_does_not_load():
+    said = mistakes("ewc.unit=null", path=PROJECT / "configs" / "medical_as_given.yaml")[0]
+    assert "400 has no meaning without it; use token_mean_sequence or per_token" in said
 
 
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["losses.term=0.4"], "losses.term needs a lexicon"),
+        (
+            ["losses.crossclr.queue=0", "train.per_device_train_batch_size=1"],
+            "losses.contrastive has no negatives with per_device_train_batch_size 1",
+        ),
         (
             ["data.videos=null", "curriculum.phases=[{name: a, mixture: {papers: 1}, steps: 1}]"],
             "distil.base answers video prompts",

@@ -113,7 +113,7 @@ async def test_the_failed_job_says_why_and_what_to_do(home):
         shown = await press(pilot, "enter")
         assert isinstance(pilot.app.screen, Details)
         assert "reason" in shown and "jobs/1" in shown
-        assert "lambda 1 (per_token)" in shown
+        assert "lambda 3 (per_token)" in shown
         await press(pilot, "escape")
         assert isinstance(pilot.app.screen, Monitor)
 

@@ -8,7 +8,7 @@ from textual.content import Content
 from tui.text import BOLD, DIM, PLAIN, YELLOW, parts, wrapped
 
 if TYPE_CHECKING:
-    from engine.settings import Settings
+    from engine.settings import Ewc, Settings
     from jobs.submit import Draft, Request
 
 MARGIN = 12
@@ -115,10 +115,14 @@ def _phases(settings: "Settings", draft: "Draft") -> list[Fact]:
     return facts
 
 
+def _importance(ewc: "Ewc") -> str:
+    return "every weight alike" if ewc.importance == "uniform" else f"Fisher of {ewc.fisher_samples} documents at most"
+
+
 def _method(settings: "Settings") -> list[Fact]:
     ewc, replay, distil, train = settings.ewc, settings.replay, settings.distil, settings.train
     penalty = (
-        f"lambda {ewc.lambda_:g} ({ewc.unit}), {ewc.anchors} anchors, Fisher of {ewc.fisher_samples} documents at most"
+        f"lambda {ewc.lambda_:g} ({ewc.unit}), {ewc.space} space, {ewc.anchors} anchors, {_importance(ewc)}"
         if ewc.lambda_
         else "off: nothing holds earlier phases"
     )
@@ -129,14 +133,18 @@ def _method(settings: "Settings") -> list[Fact]:
     )
     losses = "  ".join(
         f"{name} {weight:g}"
-        for name, weight in settings.losses.model_dump().items()
-        if weight and not name.endswith("_target")
+        for name, weight in settings.losses
+        if isinstance(weight, float)
+        and weight
+        and not name.endswith("_target")
+        and (name != "term" or settings.data.terms)
     )
     return [
         Fact("ewc", penalty),
         Fact("replay", f"{100 * replay.batch_share:g} % of the cross-entropy from old records (buffer {100 * replay.buffer_share:g} %)" if replay.batch_share else "off"),
         Fact("distillation", f"replayed records held to the adapter of their phase, weight {distil.phase:g}" if distil.phase and replay.batch_share else "off"),
         Fact("base replay", f"weight {distil.base:g}, {100 * distil.base_share:g} % of a step's tokens" if distil.base else "off"),
+        Fact("documents", f"weight {distil.documents:g}, {100 * distil.documents_share:g} % of a step's tokens" if distil.documents and settings.data.documents else "off: nothing keeps the likelihood of plain text"),
         Fact("rates", rates),
         Fact("losses", losses),
     ]  # fmt: skip
