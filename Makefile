@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==.*/&/p' requirements.txt)
 
-.PHONY: setup demo test check lint bench soak clean
+.PHONY: setup demo test check lint bench bench-forgetting soak clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,10 @@ check: lint test
 
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
+
+# Hours on two cores; what is done is not done again. A second one in another terminal takes half of the work.
+bench-forgetting: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.forgetting
 
 soak: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak

@@ -58,7 +58,9 @@ class Step(Event):
     grad_norm: float
     tokens_per_second: float
     memory_gib: float
-    figures: dict[str, float] = field(default_factory=dict)  # beside the losses: negatives, pruned, token_entropy
+    figures: dict[str, float] = field(
+        default_factory=dict
+    )  # beside the losses: negatives, pruned, token_entropy, distance
     norms: dict[str, float] = field(default_factory=dict)  # {component: norm of its own gradient}, where measured
 
 

@@ -259,6 +259,27 @@ def penalty(model: nn.Module, anchors: list[Anchor], settings: Ewc) -> Tensor:
     return torch.stack(parts).sum()
 
 
+@torch.no_grad()
+def distance(model: nn.Module, anchor: Anchor) -> float:
+    """||Delta W - Delta W*||_F / ||Delta W*||_F over all adapted layers: how far the update has really moved, since AdamW
+    rescales the gradient of the penalty. Source: METHODS, section 9, mistake 17."""
+    weights, moved, whole = trainable(model), 0.0, 0.0
+    for layer, scale in scales(model).items():
+        a, b = (f"{layer}.lora_{side}.{STUDENT}.weight" for side in "AB")
+        now, then = (weights[a].float(), weights[b].float()), (anchor.weights[a], anchor.weights[b])
+        none = (torch.zeros_like(then[0]), torch.zeros_like(then[1]))
+        ones = [torch.full((size,), float(other), device=then[0].device) for size, other in _sides(then)]
+        moved += product_penalty(now, then, *ones, scale).item()
+        whole += product_penalty(then, none, *ones, scale).item()
+    return (moved / whole) ** 0.5 if whole else 0.0
+
+
+def _sides(factors: tuple[Tensor, Tensor]) -> list[tuple[int, int]]:
+    """(d_out, d_in), (d_in, d_out) of A (r, d_in) and B (d_out, r)."""
+    inside, outside = factors[0].shape[1], factors[1].shape[0]
+    return [(outside, inside), (inside, outside)]
+
+
 def product_penalty(
     now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, scale: float
 ) -> Tensor:

@@ -63,6 +63,8 @@ def gradient(learner: Learner, rows: list[Row], step: int, measure: bool = False
         sides = _backward(learner, cut[number].to(accelerator.device), tally)
         fresh += [(number, sides)] if sides else []
     if learner.anchors and accelerator.is_main_process:  # once a step, whatever the accumulation
+        if measure:
+            tally.note({"distance": ewc.distance(learner.model, learner.anchors[-1])})
         tally.backward({"ewc": ewc.penalty(learner.model, learner.anchors, settings.ewc)})
     if learner.contrast is not None:
         _push(learner, fresh)

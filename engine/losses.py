@@ -35,38 +35,34 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+def cross_entropy(nll: Tensor, batch: Batch) -> Tensor:
     """Sum of weighted nll over summary tokens, in nats per token of the whole step.
 
-    logits (K, V) at the K positions that predict a summary token; batch.weights holds the denominators.
+    nll (K,): see `token_nll`; batch.weights holds the denominators.
     Source: METHODS, sections 2 and 4: L_CE = (1 - q) * mean(new) + q * mean(memory).
     """
-    return (token_nll(logits, batch.targets) * batch.weights["cross_entropy"]).sum()
+    return (nll * batch.weights["cross_entropy"]).sum()
 
 
-def term(logits: Tensor, batch: Batch) -> Tensor:
+def term(nll: Tensor, batch: Batch) -> Tensor:
     """Mean nll of the summary tokens that belong to lexicon terms, new and memory; 0 where the step has none.
 
     A term token then weighs 1 + weight * T / |K| times a plain one. Source: METHODS, section 7.
     """
-    return (token_nll(logits, batch.targets) * batch.weights["term"]).sum()
+    return (nll * batch.weights["term"]).sum()
 
 
-def diversity(logits: Tensor, batch: Batch) -> Tensor:
+def diversity(means: Tensor, batch: Batch) -> Tensor:
     """1 - H(p_bar) / log V, in [0, 1], with p_bar = mean over new documents of the mean over a document's tokens of p.
 
-    It falls when documents get different outputs. Not additive: taken per micro-batch, then averaged (batch.part).
-    0 for a micro-batch without new documents. Source: METHODS, section 6.
+    means (N, V): see `document_means`. It falls when documents get different outputs. Not additive: taken per
+    micro-batch, then averaged (batch.part). 0 for a micro-batch without new documents. Source: METHODS, section 6.
     """
-    total = batch.documents.sum()
-    mean = (
-        batch.documents.to(wide(logits).dtype)
-        @ _document_means(wide(logits).softmax(-1), batch)
-        / total.clamp_min(torch.finfo().tiny)
-    )
-    mean = mean + (total <= 0) / logits.shape[-1]  # without new documents: uniform, whose loss and gradient are 0
+    size, total = means.shape[-1], batch.documents.sum()
+    mean = batch.documents.to(means.dtype) @ means / total.clamp_min(torch.finfo().tiny)
+    mean = mean + (total <= 0) / size  # without new documents: uniform, whose loss and gradient are 0
     entropy = -torch.special.xlogy(mean, mean).sum()
-    return batch.part * (1 - entropy / math.log(logits.shape[-1]))
+    return batch.part * (1 - entropy / math.log(size))
 
 
 def floor(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
@@ -86,15 +82,16 @@ def token_entropy(log_probabilities: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
-def drift(logits: Tensor, batch: Batch, embedding: Tensor, target: float) -> Tensor:
+def drift(means: Tensor, batch: Batch, embedding: Tensor, target: float) -> Tensor:
     """mean over new documents of max(0, target - cos(mean_t p_t W_E, mean_t W_E[y_t])).
 
-    embedding W_E (V, D), frozen. p_t W_E is the expected embedding, so the gradient reaches the logits; the reference
-    side has none. A hinge, never a square: above the target it must not pull down. Source: METHODS, section 7.
+    means (N, V): see `document_means`; embedding W_E (V, D), frozen. mean_t p_t W_E is the expected embedding, so the
+    gradient reaches the logits; the reference side has none. A hinge, never a square: above the target it must not pull
+    down. Source: METHODS, section 7.
     """
     embedding = wide(embedding.detach())
-    ours = _document_means(wide(logits).softmax(-1) @ embedding, batch)
-    theirs = _document_means(embedding[batch.targets], batch)
+    ours = means @ embedding.to(means.dtype)
+    theirs = document_means(embedding[batch.targets], batch)
     short = (target - functional.cosine_similarity(ours, theirs, dim=-1)).clamp_min(0)
     return (short * batch.documents).sum()
 
@@ -169,10 +166,10 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(wide(logits), targets, reduction="none")
 
 
-def _document_means(values: Tensor, batch: Batch) -> Tensor:
+def document_means(values: Tensor, batch: Batch) -> Tensor:
     """(K, D) values at tokens -> (N, D) mean over the tokens of each row."""
-    sums = values.new_zeros(len(batch.documents), values.shape[-1]).index_add(0, batch.rows, values)
-    return sums / torch.bincount(batch.rows, minlength=len(batch.documents)).clamp_min(1)[:, None]
+    member = (batch.rows == torch.arange(len(batch.documents), device=values.device)[:, None]).to(values.dtype)
+    return member @ values / member.sum(1, keepdim=True).clamp_min(1)
 
 
 def mix(outputs: Outputs, batch: Batch, losses: Losses, distil: Distil) -> dict[str, Tensor]:
@@ -182,14 +179,17 @@ def mix(outputs: Outputs, batch: Batch, losses: Losses, distil: Distil) -> dict[
     """
     logits, told = outputs.logits, outputs.told
     parts = {}
+    nll = token_nll(logits, batch.targets)
     if losses.cross_entropy:
-        parts["cross_entropy"] = losses.cross_entropy * cross_entropy(logits, batch)
+        parts["cross_entropy"] = losses.cross_entropy * cross_entropy(nll, batch)
     if losses.term and "term" in batch.weights:
-        parts["term"] = losses.term * term(logits, batch)
+        parts["term"] = losses.term * term(nll, batch)
+    if losses.diversity or losses.drift:
+        means = document_means(wide(logits).softmax(-1), batch)  # one pass over the vocabulary for both
     if losses.diversity:
-        parts["diversity"] = losses.diversity * diversity(logits, batch)
+        parts["diversity"] = losses.diversity * diversity(means, batch)
     if losses.drift:
-        parts["drift"] = losses.drift * drift(logits, batch, outputs.embedding, losses.drift_target)
+        parts["drift"] = losses.drift * drift(means, batch, outputs.embedding, losses.drift_target)
     if losses.floor and "floor" in batch.weights:
         parts["floor"] = losses.floor * floor(logits, batch, told)
     if told:

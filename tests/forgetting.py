@@ -19,7 +19,9 @@ from engine.configs import load
 from engine.events import Event, Step, Warned
 from engine.settings import Settings
 from engine.work import Work
+from tests.benchmarks import machine
 from tests.conftest import PROJECT
+from tests.forgetting_report import write
 from tests.recipes import RECIPES, Recipe, Stage
 
 # settings that do nothing in a first phase of papers alone, so that recipes may differ in them and share it
@@ -51,9 +53,10 @@ def stage_mixture(stage: Stage) -> dict[str, float]:
 
 
 def jobs(recipes: list[Recipe]) -> Iterator[tuple[Recipe, int]]:
-    """Every (recipe, seed), the first seeds of all first, in the order of the recipes."""
-    for seed in range(max(recipe.seeds for recipe in recipes)):
-        yield from ((recipe, seed) for recipe in recipes if seed < recipe.seeds)
+    """Every (recipe, seed): first one seed of all, then the recipes of the main tables, then the rest."""
+    asked = [(recipe, seed) for recipe in recipes for seed in range(recipe.seeds)]
+    aside = ("sweep", "without", "beside")
+    yield from sorted(asked, key=lambda job: (job[1] > 0, job[0].block in aside, job[1]))
 
 
 def work(bench: Bench, settings: Settings, kind: str, run: str, phase: str, start: Path | None, emit) -> Work:
@@ -223,9 +226,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=PROJECT / "configs" / "pocket.yaml")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="", help="recipes whose name contains this")
+    parser.add_argument("--report", action="store_true", help="only write the tables of what is there")
     given = parser.parse_args()
     os.chdir(PROJECT)
-    serve(Bench(given.folder.absolute(), given.config, given.threads), [r for r in RECIPES if given.only in r.name])
+    if not given.report:
+        serve(Bench(given.folder.absolute(), given.config, given.threads), [r for r in RECIPES if given.only in r.name])
+    write(given.folder.absolute(), PROJECT / "docs" / "benchmarks.md", f"`make bench-forgetting` on {machine()}.")
 
 
 if __name__ == "__main__":

@@ -81,17 +81,17 @@ MAIN = [
     Recipe("curriculum only", "curriculum", CURRICULUM, BARE, 5, "the three phases, nothing else"),
     Recipe("recipe as given", "curriculum", CURRICULUM, AS_GIVEN, 5, "medical_as_given.yaml's protection"),
     Recipe("sequential", "sequential", SEQUENTIAL, BARE, 5, "papers, then videos"),
-    Recipe("joint", "naive", (JOINT,), BARE, 5, "all data at once"),
+    Recipe("joint", "naive", (JOINT,), BARE, 3, "all data at once"),
     Recipe("+ replay 10 %", "sequential", SEQUENTIAL, without(BARE, *NO_REPLAY), 5),
-    Recipe("+ replay 1 %", "sequential", SEQUENTIAL, (*without(BARE, *NO_REPLAY), "replay.batch_share=0.01"), 5),
+    Recipe("+ replay 1 %", "sequential", SEQUENTIAL, (*without(BARE, *NO_REPLAY), "replay.batch_share=0.01"), 3),
     Recipe(
         "+ replay 10 % and distillation", "sequential", SEQUENTIAL,
-        (*without(BARE, *NO_REPLAY, *NO_DISTILLATION), "distil.phase=1.0"), 5,
+        (*without(BARE, *NO_REPLAY, *NO_DISTILLATION), "distil.phase=1.0"), 3,
     ),
-    Recipe("learning without forgetting", "sequential", SEQUENTIAL, (*BARE, "distil.new=1.0"), 5, "KL on new records"),
+    Recipe("learning without forgetting", "sequential", SEQUENTIAL, (*BARE, "distil.new=1.0"), 3, "KL on new records"),
     Recipe(
         "L2 on the update", "sequential", SEQUENTIAL,
-        (*without(BARE, *NO_EWC), "ewc.importance=uniform", "ewc.space=product", "ewc.lambda=0.1", "ewc.unit=per_token"), 5,
+        (*without(BARE, *NO_EWC), "ewc.importance=uniform", "ewc.space=product", "ewc.lambda=0.1", "ewc.unit=per_token"), 3,
     ),
 ]  # fmt: skip
 MIXED = [

@@ -318,3 +318,59 @@ def test_product_anchors_come_back_and_mixed_spaces_are_refused(model, tmp_path)
     assert ewc.penalty(model, [loaded], given).item() == pytest.approx(ewc.penalty(model, anchors, given).item()) != 0
     with pytest.raises(ConfigError, match="Set ewc.space=product"):
         ewc.load(tmp_path, model, settings(space="factor"))
+
+
+@pytest.mark.parametrize("space", ["factor", "product"])
+def test_hooks_equal_the_loop_to_a_millionth_in_float64(model, space):
+    """The model is in training mode with dropout: the Fisher must not see it. The loop is written out here."""
+    docs, given = documents(*SIZES), settings(space=space, fisher_batch_size=3)
+    found = ewc.fisher(model.double(), docs, given, 0, PAD)
+    assert model.training
+    if space == "factor":
+        expected = looped(model, docs)
+    else:
+        expected = {}
+        model.eval()
+        for document in docs:
+            seen = {}
+            with ewc._watching({n: m for n, m in model.named_modules() if ewc._is_layer(m)}) as seen:
+                batch = plain_batch([document], PAD)
+                functional.cross_entropy(models.summary_logits(model, batch), batch.targets, reduction="sum").backward()
+            for name, (values, gradient) in seen.items():
+                square = (gradient[0].T @ values[0]).square()
+                for part, sums in ((".rows", square.sum(1)), (".columns", square.sum(0))):
+                    expected[name + part] = expected.get(name + part, 0) + sums / 22
+    assert found.values.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(found.values[name].double(), value.double(), rtol=1e-6, atol=1e-6 * value.max().item()), name
+
+
+def test_what_lies_in_the_gradients_does_not_get_into_the_fisher(model):
+    """Gradients of a penalty, of another loss or of a step before (mistakes 7, 8 and 10)."""
+    docs = documents(*SIZES)
+    clean = ewc.fisher(model, docs, settings(), 0, PAD)
+    for parameter in models.trainable(model).values():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    again = ewc.fisher(model, docs, settings(), 0, PAD)
+    assert all(torch.equal(clean.values[name], again.values[name]) for name in clean.values)
+
+
+def test_squares_are_fp32_in_a_bf16_model(model):
+    """In bf16 or fp16 small squares would be exactly 0 (mistake 6)."""
+    found = ewc.fisher(model.bfloat16(), documents(*SIZES), settings(), 0, PAD)
+    assert {value.dtype for value in found.values.values()} == {torch.float32}
+    small = min(value[value > 0].min().item() for value in found.values.values())
+    assert small < 2**-24  # the smallest number of fp16 above 0
+
+
+def test_the_distance_from_an_anchor_is_that_of_the_dense_updates(model):
+    anchors = ewc.anchored([], "phase1", ewc.uniform(model, settings()), model, settings())
+    assert ewc.distance(model, anchors[0]) == 0
+    with torch.no_grad():
+        for parameter in models.trainable(model).values():
+            parameter += 0.02 * torch.randn_like(parameter)
+    now, then = models.trainable(model), anchors[0].weights
+    pairs = [(name.replace("lora_A", "lora_B"), name) for name in now if "lora_A" in name]
+    moved = sum((now[b] @ now[a] - then[b] @ then[a]).square().sum().item() for b, a in pairs)
+    whole = sum((then[b] @ then[a]).square().sum().item() for b, a in pairs)
+    assert ewc.distance(model, anchors[0]) == pytest.approx((moved / whole) ** 0.5, rel=1e-4)

@@ -45,9 +45,17 @@ def logits_with_nll(values: list[float]) -> torch.Tensor:
     return torch.stack([p.log(), (1 - p).clamp_min(1e-300).log()], dim=1)
 
 
+def nll_of(logits: torch.Tensor) -> torch.Tensor:
+    return losses.token_nll(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+def diversity_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return losses.diversity(losses.document_means(logits.softmax(-1), batch), batch)
+
+
 def test_micro_batches_of_unequal_length_weigh_tokens_not_batches():
-    first = losses.cross_entropy(logits_with_nll([4.0]), batch_of([0.25]))
-    second = losses.cross_entropy(logits_with_nll([0.0, 0.0, 0.0]), batch_of([0.25] * 3))
+    first = losses.cross_entropy(nll_of(logits_with_nll([4.0])), batch_of([0.25]))
+    second = losses.cross_entropy(nll_of(logits_with_nll([0.0, 0.0, 0.0])), batch_of([0.25] * 3))
     assert (first + second).item() == pytest.approx(1.0, abs=1e-6)  # not 2.0, the mean of the batch means
 
 
@@ -55,7 +63,7 @@ def test_cross_entropy_equals_pytorch_in_value_and_gradient():
     torch.manual_seed(0)
     logits = torch.randn(7, 11, requires_grad=True)
     targets = torch.randint(0, 11, (7,))
-    ours = losses.cross_entropy(logits, batch_of([1 / 7] * 7, targets.tolist()))
+    ours = losses.cross_entropy(losses.token_nll(logits, targets), batch_of([1 / 7] * 7, targets.tolist()))
     (gradient,) = torch.autograd.grad(ours, logits)
     plain = functional.cross_entropy(logits, targets)
     (expected,) = torch.autograd.grad(plain, logits)
@@ -95,7 +103,7 @@ def test_the_parts_are_weighted_and_zero_weights_skip():
     logits, batch = torch.randn(2, 4), batch_of([0.5, 0.5])
     parts = losses.mix(outputs_of(logits), batch, Losses(cross_entropy=2.0, diversity=0), Distil())
     assert parts.keys() == {"cross_entropy"}
-    assert parts["cross_entropy"].item() == pytest.approx(2 * losses.cross_entropy(logits, batch).item())
+    assert parts["cross_entropy"].item() == pytest.approx(2 * losses.cross_entropy(nll_of(logits), batch).item())
     assert (
         losses.mix(outputs_of(logits), batch, Losses(cross_entropy=0, diversity=0), Distil())["cross_entropy"].item()
         == 0
@@ -228,7 +236,9 @@ def test_a_chat_template_is_written_around_the_source(tiny_base):
 
 def test_term_tokens_count_once_more_and_nothing_without_them():
     logits = logits_with_nll([1.0, 2.0, 3.0, 4.0])
-    assert losses.term(logits, batch_of([0.25] * 4, term=[0.0, 0.5, 0.0, 0.5])).item() == pytest.approx(3.0, abs=1e-6)
+    assert losses.term(nll_of(logits), batch_of([0.25] * 4, term=[0.0, 0.5, 0.0, 0.5])).item() == pytest.approx(
+        3.0, abs=1e-6
+    )
     assert "term" not in micro_batches([Row(document(4, 5), "new")], 1, 0.0, PAD)[0].weights
 
 
@@ -239,18 +249,16 @@ def sure_of(*tokens: int, size: int = 4) -> torch.Tensor:
 
 def test_diversity_by_hand():
     two = {"nll": [0.5, 0.5], "rows": [0, 1], "documents": [0.5, 0.5]}
-    assert losses.diversity(torch.zeros(2, 4, dtype=torch.float64), batch_of(**two)).item() == pytest.approx(
-        0, abs=1e-6
-    )
-    assert losses.diversity(sure_of(1, 1), batch_of(**two)).item() == pytest.approx(1)
-    assert losses.diversity(sure_of(1, 2), batch_of(**two)).item() == pytest.approx(0.5)
+    assert diversity_of(torch.zeros(2, 4, dtype=torch.float64), batch_of(**two)).item() == pytest.approx(0, abs=1e-6)
+    assert diversity_of(sure_of(1, 1), batch_of(**two)).item() == pytest.approx(1)
+    assert diversity_of(sure_of(1, 2), batch_of(**two)).item() == pytest.approx(0.5)
     half = batch_of(**two, part=0.5)
-    assert losses.diversity(sure_of(1, 2), half).item() == pytest.approx(0.25)
+    assert diversity_of(sure_of(1, 2), half).item() == pytest.approx(0.25)
     old = batch_of([0.5, 0.5], rows=[0, 1], documents=[1.0, 0.0])  # a replayed document does not take part
-    assert losses.diversity(sure_of(1, 2), old).item() == pytest.approx(1)
-    assert losses.diversity(sure_of(1), batch_of([1.0], documents=[0.0])).item() == 0
+    assert diversity_of(sure_of(1, 2), old).item() == pytest.approx(1)
+    assert diversity_of(sure_of(1), batch_of([1.0], documents=[0.0])).item() == 0
     longer = batch_of([0.2] * 5, rows=[0, 1, 1, 1, 1], documents=[0.5, 0.5])  # documents count alike, not tokens
-    assert losses.diversity(sure_of(1, 2, 2, 2, 2), longer).item() == pytest.approx(0.5)
+    assert diversity_of(sure_of(1, 2, 2, 2, 2), longer).item() == pytest.approx(0.5)
 
 
 def test_drift_is_a_hinge_on_the_cosine_of_expected_embeddings():
@@ -258,7 +266,7 @@ def test_drift_is_a_hinge_on_the_cosine_of_expected_embeddings():
     for cosine, expected in ((0.5, 0.25), (0.8, 0.0)):
         embedding = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
         logits = sure_of(0, size=2).requires_grad_()
-        value = losses.drift(logits, batch_of([1.0], [1], documents=[1.0]), embedding, 0.75)
+        value = losses.drift(logits.softmax(-1), batch_of([1.0], [1], documents=[1.0]), embedding, 0.75)
         assert value.item() == pytest.approx(expected, abs=1e-6)
     (gradient,) = torch.autograd.grad(value, logits)
     assert (gradient == 0).all()
@@ -279,7 +287,12 @@ def test_gradients_in_float64(name):
     def value(z):
         if name.startswith("distil"):
             return getattr(losses, name)(losses.divergences(z, batch, told), batch)
-        return getattr(losses, name)(z, batch, *{"drift": (embedding, 0.99), "floor": (told,)}.get(name, ()))
+        if name == "floor":
+            return losses.floor(z, batch, told)
+        if name in ("diversity", "drift"):
+            means = losses.document_means(z.softmax(-1), batch)
+            return getattr(losses, name)(means, batch, *((embedding, 0.99) if name == "drift" else ()))
+        return getattr(losses, name)(losses.token_nll(z, batch.targets), batch)
 
     assert torch.autograd.gradcheck(value, logits)
 
@@ -300,7 +313,8 @@ def test_the_expected_embedding_moves_the_logits_and_the_reference_does_not_lear
     torch.manual_seed(0)
     embedding = torch.randn(5, 3, requires_grad=True)
     logits = torch.randn(2, 5, requires_grad=True)
-    losses.drift(logits, batch_of([0.5] * 2, [1, 2], documents=[1.0]), embedding, 1.0).backward()
+    made = batch_of([0.5] * 2, [1, 2], documents=[1.0])
+    losses.drift(losses.document_means(logits.softmax(-1), made), made, embedding, 1.0).backward()
     assert logits.grad.abs().sum() > 0 and embedding.grad is None
 
 

@@ -139,6 +139,22 @@ def test_accumulation_does_not_change_the_weights(tiny_data, tiny_base, tmp_path
         assert max((other[name] - found[0][name]).abs().max().item() for name in other) < 2e-4
 
 
+def test_the_penalty_counts_once_a_step_whatever_the_accumulation(whole, tiny_data, tiny_base, tmp_path):
+    """Divided by the accumulation, or added for each micro-batch, it would differ (mistake 14)."""
+    run_folder, _, _ = whole
+    found = []
+    for micro, accumulation in ((4, 1), (1, 4)):
+        copy = tmp_path / f"{micro}"
+        shutil.copytree(run_folder / "phase1", copy / "phase1")
+        given = [f"train.per_device_train_batch_size={micro}", f"train.gradient_accumulation_steps={accumulation}"]
+        given += ["lora.dropout=0", "losses.diversity=0", "losses.contrastive=0", "curriculum.phases.phase2.steps=3"]
+        work, events = phase(tiny_data, tiny_base, copy, "phase2", *given, start_from=copy / "phase1" / "final")
+        train.run(work)
+        found.append([event.losses["ewc"] for event in steps(events)])
+    assert found[0][0] == found[1][0] == 0 < found[0][2]
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(whole, tiny_data, tiny_base, tmp_path):
     work, events = phase(
         tiny_data,
