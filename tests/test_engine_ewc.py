@@ -342,7 +342,9 @@ def test_hooks_equal_the_loop_to_a_millionth_in_float64(model, space):
                     expected[name + part] = expected.get(name + part, 0) + sums / 22
     assert found.values.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.allclose(found.values[name].double(), value.double(), rtol=1e-6, atol=1e-6 * value.max().item()), name
+        assert torch.allclose(found.values[name].double(), value.double(), rtol=1e-6, atol=1e-6 * value.max().item()), (
+            name
+        )
 
 
 def test_what_lies_in_the_gradients_does_not_get_into_the_fisher(model):

@@ -152,7 +152,9 @@ def test_the_penalty_counts_once_a_step_whatever_the_accumulation(whole, tiny_da
         train.run(work)
         found.append([event.losses["ewc"] for event in steps(events)])
     assert found[0][0] == found[1][0] == 0 < found[0][2]
-    assert found[0] == pytest.approx(found[1], rel=1e-2)
+    assert found[0] == pytest.approx(
+        found[1], rel=0.4
+    )  # AdamW turns rounding into signs; a mistake would be four times
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(whole, tiny_data, tiny_base, tmp_path):
