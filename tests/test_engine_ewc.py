@@ -332,7 +332,6 @@ def test_hooks_equal_the_loop_to_a_millionth_in_float64(model, space):
         expected = {}
         model.eval()
         for document in docs:
-            seen = {}
             with ewc._watching({n: m for n, m in model.named_modules() if ewc._is_layer(m)}) as seen:
                 batch = plain_batch([document], PAD)
                 functional.cross_entropy(models.summary_logits(model, batch), batch.targets, reduction="sum").backward()

@@ -1,0 +1,111 @@
+"""`python -m tests.step_cost`: what the full recipe costs per step on a 60 M model, against plain cross-entropy. CPU time."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from transformers import MistralConfig, MistralForCausalLM
+
+from engine import ewc, models
+from engine.batches import BASE, Encoded, Row
+from engine.contrastive import Contrast, Sides
+from engine.gradient import Learner, gradient
+from engine.mixture import generator
+from engine.settings import Settings
+
+WORDS = 32_000
+RECORDS = 18  # 3 x 6
+ROUNDS = 3
+FULL = {
+    "losses": {"contrastive": 0.3, "diversity": 0.2, "term": 0.4, "drift": 0.03},
+    "ewc": {"lambda": 3.0, "unit": "per_token"},
+    "lora": {"dropout": 0.0},
+}
+PLAIN = {
+    "losses": {"contrastive": 0.0, "diversity": 0.0, "term": 0.0},
+    "ewc": {"lambda": 0.0}, "distil": {"phase": 0.0, "base": 0.0, "documents": 0.0}, "replay": {"batch_share": 0.0},
+    "lora": {"dropout": 0.0},
+}  # fmt: skip
+
+
+def document(chance, prompt: tuple[int, int], summary: tuple[int, int]) -> Encoded:
+    """Random tokens: documents of 190-510 with 40-90 label tokens; every tenth label token is a term's."""
+    before, after = chance.randint(*prompt), chance.randint(*summary)
+    ids = [chance.randrange(5, WORDS) for _ in range(before + after)]
+    return Encoded(ids, before, 0, tuple(range(0, after, 10)))
+
+
+def step_rows(chance) -> tuple[list[Row], list[Row]]:
+    """(new rows, two pairs among them; memory 10 % and base 5 % of the label tokens, and a plain document)."""
+    new = [Row(document(chance, (150, 420), (40, 90)), "new", group=n) for n in range(RECORDS)]
+    for pair in (0, 1):
+        new[2 * pair] = new[2 * pair]._replace(pair=pair)
+        new[2 * pair + 1] = new[2 * pair + 1]._replace(pair=pair)
+    old = [Row(document(chance, (150, 420), (60, 70)), "memory", "phase1") for _ in range(2)]
+    old += [Row(document(chance, (150, 420), (55, 65)), "base", BASE)]
+    return new, old
+
+
+def learner(model, settings: Settings, anchors: list, contrast: Contrast | None) -> Learner:
+    parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
+    return Learner(Accelerator(cpu=True), model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
+
+
+def main() -> None:
+    models.prepare(Settings().train)
+    config = MistralConfig(
+        vocab_size=WORDS, hidden_size=512, intermediate_size=1792, num_hidden_layers=12, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=1024, sliding_window=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base = MistralForCausalLM(config).requires_grad_(False)
+    full, plain = Settings.model_validate(FULL), Settings.model_validate(PLAIN)
+    model = models.attach(base, full.lora, 0)
+    with torch.no_grad():
+        for name, parameter in models.trainable(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+    model.add_adapter("phase1", copy.deepcopy(model.peft_config[models.STUDENT]))
+    model.set_adapter(models.STUDENT)
+    chance = generator("step cost")
+    new, old = step_rows(chance)
+    anchors = ewc.anchored([], "phase1", ewc.uniform(model, full.ewc), model, full.ewc)
+    contrast = Contrast(512, 0)
+    features = torch.randn(4, 256, 512)
+    unit = torch.nn.functional.normalize(torch.randn(2, 256, 256), dim=-1)
+    groups = torch.arange(1000, 1256)
+    contrast.push([Sides(unit[0], unit[1], features[0], features[1], groups, groups + 1000)], 256)
+    alone = Settings.model_validate({**PLAIN, "ewc": FULL["ewc"]})
+    as_new = [row._replace(stream="new", teacher="") for row in [*new, *old]]
+    sides: dict[str, Callable[[], object]] = {
+        "plain, new records": lambda: gradient(learner(model, plain, [], None), new, 1),
+        "plain, as many tokens": lambda: gradient(learner(model, plain, [], None), as_new, 1),
+        "EWC, new records": lambda: gradient(learner(model, alone, anchors, None), new, 1),
+        "full recipe": lambda: gradient(learner(model, full, anchors, contrast), [*new, *old], 1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(ROUNDS + 1):  # the first round warms up
+        for name, action in sides.items():
+            model.train()
+            before = time.process_time()
+            action()
+            model.zero_grad()
+            if number:
+                seconds[name].append(time.process_time() - before)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    parameters = sum(p.numel() for p in base.parameters()) / 1e6
+    tokens = [sum(len(row.document.ids) for row in rows) for rows in (new, [*new, *old])]
+    print(
+        f"{parameters:.0f} M parameters, {RECORDS} new records ({tokens[0]} tokens), {len(old)} old ones ({tokens[1]} in all)"
+    )
+    for name, value in medians.items():
+        print(f"{name:24} {value:7.1f} s CPU   {value / medians['plain, new records']:.3f}")
+    print(f"full / plain at the same tokens: {medians['full recipe'] / medians['plain, as many tokens']:.3f}")
+    print(f"EWC alone / plain:               {medians['EWC, new records'] / medians['plain, new records']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
