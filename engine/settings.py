@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from engine.evaluation.table import METRICS
 
 SOURCES = ("papers", "videos", "pairs")  # what a phase may mix; the names of the files in section `data`
 
@@ -192,20 +194,55 @@ class Train(Section):
 
 
 class Gate(Section):
-    metric: Literal["rouge1", "rouge2", "rougeL"] = Field("rougeL", description="what the margins count")
+    metric: str = Field("rougeL", description="what the margins count: rougeL, bertscore_f1, ...")
     papers: float | None = Field(None, le=0, description="the change that is still accepted, in points (-0.5)")
     videos: float | None = Field(None, le=0, description="the change that is still accepted, in points (-1.0)")
+    against: Literal["base", "previous"] = Field(
+        "base", description="what a phase is held to: the base, or the row above"
+    )
+    stop: bool = Field(True, description="a phase that failed stops the jobs after it; retrying those lets them go on")
+
+    @field_validator("metric")
+    @classmethod
+    def higher_is_better(cls, name: str) -> str:
+        return _metric(name, [known for known, metric in METRICS.items() if metric.better > 0])
 
 
 class Evaluate(Section):
-    metric: Literal["rouge1", "rouge2", "rougeL", "nll"] = Field("rougeL", description="what tables show first")
-    batch_size: int = Field(32, ge=1, description="documents generated together")
+    metric: str = Field("rougeL", description="what tables show first: rougeL, bertscore_f1, nll, ...")
+    batch_size: int = Field(32, ge=1, description="documents generated together, at most")
+    batch_tokens: int = Field(32768, ge=0, description="padded tokens of a batch, room to write included; 0: no limit")
     samples: int = Field(0, ge=0, description="documents per modality; 0: all")
-    gate: Gate | None = Field(None, description="declared margins of forgetting against the base")
+    bertscore_model: str = Field(
+        "bundled", description="encoder: bundled (all-MiniLM-L6-v2), a folder, a name on the Hub, or none"
+    )
+    modality_gap: bool = Field(True, description="a diagnostic: how far apart the model holds papers and videos")
+    gate: Gate | None = Field(None, description="declared margins of forgetting")
+
+    @field_validator("metric")
+    @classmethod
+    def known(cls, name: str) -> str:
+        return _metric(name, list(METRICS))
+
+
+def _metric(name: str, known: list[str]) -> str:
+    if name not in known:
+        raise ValueError(f"unknown metric. Use one of {', '.join(known)}")
+    return name
 
 
 class Generate(Section):
     max_new_tokens: int = Field(256, ge=1, description="longest summary")
+    num_beams: int = Field(1, ge=1, description="beams of beam search; 1: greedy")
+    temperature: float = Field(0.0, ge=0, description="of seeded sampling; 0: no sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="sampling: the smallest set of tokens with this probability")
+    seed: int = Field(0, ge=0, description="sampling: the noise follows from it, the document and the position")
+
+    @model_validator(mode="after")
+    def one_way(self):
+        if self.temperature and self.num_beams > 1:
+            raise ValueError("num_beams and temperature exclude each other: set num_beams=1 or temperature=0")
+        return self
 
 
 class Settings(Section):

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from engine.corpus.records import Record, write_jsonl
+from engine.corpus.records import Record, write_hdf5, write_jsonl
 from engine.mixture import generator
 
 SIZES = {"papers": 2000, "videos": 2000, "pairs": 200, "test": 100}  # test: of each modality
@@ -144,7 +144,9 @@ def write(folder: Path) -> None:
     write_jsonl(folder / "papers.jsonl", papers(SIZES["papers"], "train"))
     write_jsonl(folder / "videos.jsonl", videos(SIZES["videos"], "train"))
     write_jsonl(folder / "pairs.jsonl", pairs(SIZES["pairs"], "train"))
-    write_jsonl(folder / "test.jsonl", papers(SIZES["test"], "test") + videos(SIZES["test"], "test"))
+    test = papers(SIZES["test"], "test") + videos(SIZES["test"], "test")
+    write_jsonl(folder / "test.jsonl", test)
+    write_hdf5(folder / "test.h5", test)
 
 
 if __name__ == "__main__":
