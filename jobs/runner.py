@@ -292,6 +292,7 @@ class Runner:
             "HYBRIDSUM_ATTEMPT": str(attempt),
             "HYBRIDSUM_DEVICE": slot.name,
             "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
+            "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
         }
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

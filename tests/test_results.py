@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED, non_inferior, paired
+from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED
 from engine.settings import ConfigError
 from jobs import results
 from jobs.home import Home
@@ -102,35 +102,3 @@ def test_unknown_runs_and_metrics(home):
     assert results.forgetting(home, only_base, "run", statistics=False)["change"] == {}
     with pytest.raises(ConfigError, match="--metric bleu: unknown"):
         results.forgetting(home, only_base, "run", metric="bleu")
-
-
-def test_exact_sign_flips_of_four():
-    assert paired([1, 2, 3, 4]).p == pytest.approx(0.125)  # 2 of 16
-
-
-def test_equal_differences_have_an_interval_too():
-    assert paired([0.0] * 5)[:3] == (0.0, 1.0, (0.0, 0.0))
-    assert paired([2.0] * 5).ci95 == (2.0, 2.0)
-    with pytest.raises(ValueError, match="no documents"):
-        paired([])
-
-
-def test_intervals_and_p_are_scipy_s():
-    from scipy.stats import bootstrap, permutation_test
-
-    values = np.random.default_rng(4).normal(0.3, 1, 50)
-    found = paired(values, seed=7)
-    direct = bootstrap(
-        (values,), np.mean, method="BCa", n_resamples=9999, rng=np.random.default_rng(7)
-    ).confidence_interval
-    assert found.ci95 == pytest.approx((direct.low, direct.high), abs=1e-9)
-    p = permutation_test(
-        (values,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=np.random.default_rng(7)
-    ).pvalue
-    assert found.p == pytest.approx(p, abs=1e-9)
-    assert found.ci95[0] < found.lower < found.mean < found.upper < found.ci95[1]
-
-
-def test_ten_documents_with_a_large_spread_decide_nothing():
-    values = np.random.default_rng(1).normal(0, 9, 10)
-    assert non_inferior(paired(values - values.mean()), -1.0) == UNDECIDED
