@@ -224,6 +224,12 @@ class Evaluate(Section):
     def known(cls, name: str) -> str:
         return _metric(name, list(METRICS))
 
+    @model_validator(mode="after")
+    def gate_is_measured(self):
+        if self.gate and self.gate.metric.startswith("bertscore") and self.bertscore_model == "none":
+            raise ValueError(f"gate.metric {self.gate.metric} needs an encoder: set bertscore_model, or another metric")
+        return self
+
 
 def _metric(name: str, known: list[str]) -> str:
     if name not in known:
@@ -273,6 +279,8 @@ class Settings(Section):
             )
         if self.losses.term and not self.data.terms:
             raise ValueError("losses.term needs a lexicon: give data.terms=FILE, or set losses.term=0")
+        if self.evaluate.gate and self.evaluate.gate.metric.startswith("term_") and not self.data.terms:
+            raise ValueError("evaluate.gate.metric counts terms and needs a lexicon: give data.terms=FILE")
         if self.distil.base and self.selected_phases() and not self.data.videos:
             raise ValueError("distil.base answers video prompts: give data.videos=FILE, or set distil.base=0")
         if self.model.name_or_path and self.model.build:

@@ -48,6 +48,9 @@ def test_exact_sign_flips_of_four():
 def test_equal_differences_have_an_interval_too():
     assert paired([0.0] * 5)[:3] == (0.0, 1.0, (0.0, 0.0))
     assert paired([2.0] * 5).ci95 == (2.0, 2.0) and paired([2.0] * 5).effect is None
+    noisy = [-4 + 1e-15, -4, -4 - 1e-15] * 10
+    assert paired(noisy).ci95 == pytest.approx((-4, -4)) and paired(noisy).lower == pytest.approx(-4)
+    assert paired([1.0, 3.0]).ci95 == (1.0, 3.0)  # two documents: BCa gives nan
     with pytest.raises(ValueError, match="no documents"):
         paired([])
 

@@ -5,14 +5,16 @@ section 11.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import DegenerateDataWarning, bootstrap, permutation_test
 
 RESAMPLES = 9_999
 CELLS = 4_000_000  # numbers drawn at once: 32 MB
+ROUNDING = 1e-12  # relative: differences that agree so closely are equal
 POWER = 2.8  # z(0.975) + z(0.8): two-sided 5 %, power 80 %
 PASSED, FAILED, UNDECIDED = "passed", "failed", "not enough documents"
 
@@ -38,13 +40,14 @@ def paired(differences: Sequence[float], seed: int = 0) -> Difference:
     """Test and intervals of the mean of n paired differences (n,).
 
     p by sign flips, (hits + 1) / (draws + 1), exact below 14 documents. BCa has no answer where all differences are
-    equal: then the interval is the value itself, and p is 1 if it is 0. Raises ValueError for an empty input.
+    equal: then the interval is the value itself, and p is 1 if it is 0. Where it has none for two or three documents,
+    the interval is the percentile one. Raises ValueError for an empty input.
     """
     values = np.asarray(differences, dtype=float)
     if not len(values):
         raise ValueError("no documents to compare")
     mean = float(values.mean())
-    if len(values) == 1 or np.ptp(values) == 0:
+    if len(values) == 1 or np.ptp(values) <= ROUNDING * np.abs(values).max():
         p = 1.0 if mean == 0 else _sign_flip_p(values, seed)
         return Difference(mean, p, (mean, mean), mean, mean, len(values))
     ci95, bounds = _intervals(values, seed)
@@ -74,16 +77,22 @@ def _sign_flip_p(values: np.ndarray, seed: int) -> float:
 
 def _intervals(values: np.ndarray, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
     """(two-sided 95 %, two-sided 90 % = both one-sided 95 % bounds), of one bootstrap distribution."""
-    drawn = bootstrap(
-        (values,), np.mean, confidence_level=0.95, n_resamples=RESAMPLES, batch=_at_once(values), method="BCa",
-        rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    again = bootstrap(
-        (values,), np.mean, confidence_level=0.90, n_resamples=0, bootstrap_result=drawn, batch=_at_once(values),
-        method="BCa",
-    )  # fmt: skip
-    ci95, bounds = drawn.confidence_interval, again.confidence_interval
-    return (float(ci95.low), float(ci95.high)), (float(bounds.low), float(bounds.high))
+    common = {"method": "BCa", "batch": _at_once(values), "rng": np.random.default_rng(seed)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # answered below
+        drawn = bootstrap((values,), np.mean, confidence_level=0.95, n_resamples=RESAMPLES, **common)
+        again = bootstrap(
+            (values,), np.mean, confidence_level=0.90, n_resamples=0, bootstrap_result=drawn, **common
+        )  # the same draws
+    return _bounds(drawn, 0.95), _bounds(again, 0.90)
+
+
+def _bounds(result, level: float) -> tuple[float, float]:
+    interval = result.confidence_interval
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        tail = (1 - level) / 2
+        return tuple(float(value) for value in np.quantile(result.bootstrap_distribution, [tail, 1 - tail]))
+    return float(interval.low), float(interval.high)
 
 
 def _at_once(values: np.ndarray) -> int:

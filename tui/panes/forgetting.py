@@ -80,7 +80,7 @@ def _cell(value: float | None, base: float | None, metric: str, cells: int, is_b
 
 def judged(change: float, metric: str) -> tuple[str, Style]:
     """▲ better, ▼ worse, · neither; of a likelihood in nats less is better."""
-    from jobs.results import LOWER_IS_BETTER, sign
+    from jobs.results import judged as found_better
 
-    found = sign(change, metric in LOWER_IS_BETTER)
+    found = found_better(change, metric)
     return found, {"▲": GREEN, "▼": RED}.get(found, DIM)
