@@ -194,9 +194,9 @@ class Train(Section):
 
 
 class Gate(Section):
-    metric: str = Field("rougeL", description="what the margins count: rougeL, bertscore_f1, ...")
-    papers: float | None = Field(None, le=0, description="the change that is still accepted, in points (-0.5)")
-    videos: float | None = Field(None, le=0, description="the change that is still accepted, in points (-1.0)")
+    metric: str = Field("rougeL", description="what the margins count: rougeL, bertscore_f1, nll (nats), ...")
+    papers: float | None = Field(None, le=0, description="the change that is still accepted, in points or nats (-0.5)")
+    videos: float | None = Field(None, le=0, description="the change that is still accepted, in points or nats (-1.0)")
     against: Literal["base", "previous"] = Field(
         "base", description="what a phase is held to: the base, or the row above"
     )
@@ -204,8 +204,8 @@ class Gate(Section):
 
     @field_validator("metric")
     @classmethod
-    def higher_is_better(cls, name: str) -> str:
-        return _metric(name, [known for known, metric in METRICS.items() if metric.better > 0])
+    def has_a_direction(cls, name: str) -> str:
+        return _metric(name, [known for known, metric in METRICS.items() if metric.better])
 
 
 class Evaluate(Section):

@@ -13,7 +13,7 @@ def verdict(measured: dict[str, dict], names: list[str], row: str, settings: Set
     """{verdict, margins, against, metric, row, columns, reasons} of a measured row; None without a declared margin.
 
     measured: {phase: evaluation}; names: the rows in their order. Passed if the one-sided 95 % lower bound of the change
-    lies above the margin in every column; failed if the upper bound lies below it in one; else not enough documents.
+    lies above the margin in every column (of a likelihood in nats the sign is turned first, so that down is worse); failed if the upper bound lies below it in one; else not enough documents.
     Raises ConfigError if the scores of the documents are gone or lack the metric.
     """
     gate = settings.evaluate.gate if settings else None
@@ -51,7 +51,7 @@ def _has(measured: dict[str, dict], row: str, column: str) -> bool:
 def _column(old: scores.Documents, new: scores.Documents, column: str, metric: str, margin: float) -> dict:
     from engine.evaluation.statistics import non_inferior
 
-    found = scores.compared(old, new, column, metric)
+    found = scores.compared(old, new, column, metric, METRICS[metric].better)
     return {
         "points": found.mean,
         "lower": found.lower,
@@ -70,21 +70,29 @@ def _worst(verdicts: list[str]) -> str:
 
 
 def _reason(name: str, column: dict, metric: str, reference: str) -> str:
+    label = f"{'-' if METRICS[metric].better < 0 else ''}{METRICS[metric].label}"
     return (
-        f"{name}: {column['points']:+.2f} {METRICS[metric].label} against {reference}, 95 % bounds {column['lower']:+.2f} "
+        f"{name}: {column['points']:+.2f} {label} against {reference}, 95 % bounds {column['lower']:+.2f} "
         f"and {column['upper']:+.2f}, margin {column['margin']:+.2f}, detectable {column['detectable']:.2f}, "
         f"{column['n']} documents: {column['verdict']}"
     )
 
 
-def after_evaluation(home: Home, records: Records, run: str, phase: str) -> dict | None:
-    """The verdict on a phase that was just evaluated; None for the base, or where nothing is declared."""
+def after_evaluation(
+    home: Home, records: Records, run: str, phase: str, settings: Settings | None = None
+) -> dict | None:
+    """The verdict on a phase that was evaluated; None for the base, or where nothing is declared.
+
+    settings: of the job that evaluated it; by default those of the run.
+    """
     from jobs.results import measured_rows
 
     if phase == "base":
         return None
     found = measured_rows(home, records, run)
-    return verdict(found.measured, found.names, phase, found.settings) if phase in found.measured else None
+    if phase not in found.measured:
+        return None
+    return verdict(found.measured, found.names, phase, settings or found.settings)
 
 
 def demand_passed(home: Home, records: Records, run: str, phase: str, regardless: bool = False) -> None:

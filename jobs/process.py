@@ -133,7 +133,7 @@ def _enter_evaluation(home: Home, work: Work, facts: dict[str, Any]) -> dict[str
     row = {name: facts[name] for name in names if name in facts}
     records = Records(home.records)
     records.add_evaluation({"run": work.run, "phase": work.phase, "created": time.time(), **row})
-    verdict = gate.after_evaluation(home, records, work.run, work.phase)
+    verdict = gate.after_evaluation(home, records, work.run, work.phase, work.settings)
     if verdict is None:
         return {}
     print(f"gate {verdict['verdict'].upper()}: {'; '.join(verdict['reasons'])}")

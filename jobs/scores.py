@@ -53,8 +53,9 @@ def _scales(rows: Sequence[dict], metric: str) -> list[float]:
     return [count * len(rows) / sum(tokens) for count in tokens]
 
 
-def compared(old: Documents, new: Documents, column: str, metric: str) -> Any:
-    """statistics.Difference of new minus old, with the group as unit where records name one; scipy is imported here."""
+def compared(old: Documents, new: Documents, column: str, metric: str, factor: int = 1) -> Any:
+    """statistics.Difference of factor x (new - old), with the group as unit where records name one. Imports scipy."""
     from engine.evaluation.statistics import by_group, paired
 
-    return paired(by_group(*differences(old, new, column, metric)))
+    values, groups = differences(old, new, column, metric)
+    return paired(by_group([factor * value for value in values], groups))

@@ -13,7 +13,7 @@ from engine import events as ev
 from engine.settings import ConfigError
 from jobs import locks, progress
 from jobs.home import PROJECT, Home
-from jobs.records import BLOCKED, CANCELLED, QUEUED, RUNNING, Job, Records
+from jobs.records import BLOCKED, CANCELLED, DONE, QUEUED, RUNNING, Job, Records
 
 LIVE, STALE, LOST, STOPPED = "LIVE", "STALE", "LOST", "STOPPED"
 STALE_AFTER = 10.0  # seconds without a beat from a runner that holds its lock
@@ -168,6 +168,8 @@ def retry(home: Home, records: Records, job_id: str) -> list[str]:
     job = records.job(job_id)
     if job.state in (QUEUED, RUNNING):
         raise ConfigError(f"job {job_id}: is {job.state}. Cancel it before it can be retried")
+    if job.state == DONE:
+        raise ConfigError(f"job {job_id}: is done, and only a job that ended badly is retried")
     with contextlib.suppress(FileNotFoundError):
         home.result(job_id).rename(home.job(job_id) / f"result-{job.attempt}.json")
     home.cancel(job_id).unlink(missing_ok=True)

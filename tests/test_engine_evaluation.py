@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from engine import models
+from engine import base, checkpoint, models
 from engine.batches import Encoded, Encoder
-from engine.configs import load
+from engine.configs import dump, load
 from engine.corpus.records import read, write_hdf5
 from engine.evaluation import bertscore
 from engine.evaluation import run as evaluation
@@ -23,6 +24,9 @@ from engine.evaluation.generate import KeyedSampling, batches, generate
 from engine.events import Evaluated, Generated
 from engine.settings import ConfigError, Generate, Model
 from engine.work import Cancelled
+from jobs import gate
+from jobs.home import Home
+from jobs.records import Records
 from tests.conftest import PROJECT, make_work
 
 pytestmark = pytest.mark.engine
@@ -154,13 +158,13 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_file(tiny_data, tiny_ba
 
     with pytest.raises(Cancelled):
         evaluation.run(work_of(tiny_data, tiny_base, tmp_path / "y" / "cut", stop=stop))
-    (partial,) = (tmp_path / "y" / "cut" / "base" / "evaluations").glob(".*.partial")
-    partial.write_bytes(partial.read_bytes() + b'[{"torn')
+    (left,) = (tmp_path / "y" / "cut" / "base" / "evaluations").glob(".*.partial")
+    left.write_bytes(left.read_bytes() + b'[{"torn')
     events = []
     again = evaluation.run(work_of(tiny_data, tiny_base, tmp_path / "y" / "cut", events=events))
     assert [event.done for event in events if isinstance(event, Generated)] == [8, 10]
     assert Path(again["path"]).read_bytes() == Path(whole["path"]).read_bytes()
-    assert not partial.exists()
+    assert not left.exists()
 
 
 def test_samples_limit_each_modality(tiny_data, tiny_base, tmp_path):
@@ -242,3 +246,50 @@ def test_hdf5_and_jsonl_test_sets_give_the_same_scores(tiny_data, tiny_base, tmp
     )
     assert Path(same["path"]).read_bytes() == Path(plain["path"]).read_bytes()
     assert same["test_set"] == "test" and same["test_file"] == str(tmp_path / "test.h5")
+
+
+def test_the_gate_catches_an_adapter_that_was_blown_up(tiny_data, tmp_path):
+    """Three phases of one run: a small update, the same again, and the same three times as large."""
+    given = [
+        "evaluate.gate={metric: nll, videos: -1.0, papers: -1.0}",
+        "model.build.steps=150",
+        "model.build.batch_size=8",
+    ]
+    settings = load(tiny_data / "tiny.yaml", given)
+    taught = tmp_path / "taught"  # one that has something to lose
+    base.run(make_work("base", None, settings, taught, taught, tmp_path))
+    model = models.attach(models.load_base(str(taught), Model()), settings.lora, 0)
+    torch.manual_seed(1)
+    noise = {name: torch.randn_like(p) * 0.1 for name, p in models.trainable(model).items() if "lora_B" in name}
+    home = Home(tmp_path)
+    home.jobs.mkdir(parents=True)
+    records = Records(home.records)
+    evaluation_of = partial(_evaluated, home, records, settings, tiny_data, taught)
+    evaluation_of("base")
+    for phase, factor in (("small", 1.0), ("same", 1.0), ("large", 3.0)):
+        with torch.no_grad():
+            for name, parameter in models.trainable(model).items():
+                if name in noise:
+                    parameter.copy_(factor * noise[name])
+        checkpoint.save(home.final("run", phase), partial(_write_adapter, model, settings, phase))
+        evaluation_of(phase)
+    verdicts = {phase: gate.after_evaluation(home, records, "run", phase) for phase in ("small", "same", "large")}
+    assert {phase: found["verdict"] for phase, found in verdicts.items()} == {
+        "small": "passed", "same": "passed", "large": "failed",
+    }  # fmt: skip
+    assert verdicts["small"]["columns"] == verdicts["same"]["columns"]  # identical checkpoints
+
+
+def _write_adapter(model, settings, phase, folder):
+    model.save_pretrained(folder)
+    about = {"run": "run", "phase": phase, "settings": dump(settings)}
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _evaluated(home, records, settings, data, base, phase):
+    work = make_work(
+        "evaluate", phase, settings, base, home.final("run", phase), home.run("run"), None, data / "test.jsonl"
+    )
+    facts = evaluation.run(work)
+    kept = {name: facts[name] for name in ("test_set", "metrics", "path", "created")}
+    records.add_evaluation({"run": "run", "phase": phase, **kept})
