@@ -456,25 +456,47 @@ def _put_status(home: Home, records: Records, as_json: bool) -> None:
 
 
 @app.command()
-def checkpoints(as_json: Json = False) -> None:
+def checkpoints(
+    sort: Annotated[str | None, typer.Option(help="METRIC or COLUMN.METRIC, such as videos.rougeL: best first")] = None,
+    as_json: Json = False,
+) -> None:
     """List the checkpoints of all runs.
 
-    Example: hybridsum.py checkpoints
+    Example: hybridsum.py checkpoints --sort videos.rougeL
     """
     from jobs import results
 
-    found = results.checkpoints(_home()[0])
-    rows = [["checkpoint", "run", "phase", "step", "MiB"]]
-    rows += [
-        [str(c["path"]), c["run"], c["phase"] or "", str(c["step"] or ""), f"{c['bytes'] / 2**20:.1f}"] for c in found
-    ]
-    put(found, show.table(rows, right=(3, 4)) if found else "no checkpoints yet", as_json)
+    found = results.checkpoints(_home()[0], sort)
+    put(found, results.checkpoint_table(found, sort) if found else "no checkpoints yet", as_json)
+
+
+@app.command()
+def compare(
+    given: Annotated[list[str], typer.Argument(metavar="A B ...", help="folders, or RUN/PHASE; the others against A")],
+    test_set: Annotated[
+        str | None, typer.Option(help="name of the test set; default: the one all were judged on")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="what is tested; may be given several times")] = None,
+    count: Annotated[int, typer.Option("--samples", min=0, help="documents in full, worst first")] = 10,
+    export: Annotated[Path | None, typer.Option(help="also write FILE.md, FILE.csv or FILE.json")] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics, paired tests, settings that differ and the documents that got worse.
+
+    Example: hybridsum.py compare pocket-1/phase1 pocket-1/phase3 --export comparison.md
+    """
+    from jobs import compare_tests, compare_text
+
+    value = compare_tests.full(_home()[0], given, test_set, metric or [], count)
+    if export:
+        compare_text.export(value, export)
+    put(value, compare_text.text(value), as_json)
 
 
 @app.command()
 def forgetting(
     run: Annotated[str, typer.Argument(help="name of a run")],
-    metric: Annotated[str | None, typer.Option(help="rouge1, rouge2, rougeL or nll")] = None,
+    metric: Annotated[str | None, typer.Option(help="rougeL, bertscore_f1, nll, term_recall, ...")] = None,
     as_json: Json = False,
 ) -> None:
     """What a run learnt and forgot: scores after each phase, and their change against the base.

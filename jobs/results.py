@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.evaluation.table import METRICS, columns_in_order, digits
+from engine.evaluation.table import HEADLINE, METRICS, columns_in_order, digits
 from engine.settings import ConfigError, Settings
-from jobs import gate, matrix, scores
+from jobs import gate, matrix, scores, show
 from jobs.home import Home
 from jobs.records import Job, Records
 from jobs.submit import load_about_settings, read_spec
@@ -307,3 +307,18 @@ def score_of(row: dict, column: str, metric: str) -> float | None:
         if values:
             return sum(values) / len(values)
     return None
+
+
+def checkpoint_table(found: list[dict], sort: str | None = None) -> str:
+    """A line for each checkpoint, with the scores of its last test set, or the metric it is sorted by."""
+    column, _, metric = (sort or "").rpartition(".")
+    names = [metric] if sort else list(HEADLINE[:2])
+    rows = [["checkpoint", "run", "phase", "step", "MiB", *(sort or METRICS[name].label for name in names)]]
+    for row in found:
+        scored = [score_of(row, column, name) for name in names]
+        cells = [
+            "" if value is None else f"{value:.{digits(name)}f}" for value, name in zip(scored, names, strict=True)
+        ]
+        size = f"{row['bytes'] / 2**20:.1f}"
+        rows.append([row["path"], row["run"], row["phase"] or "", str(row["step"] or ""), size, *cells])
+    return show.table(rows, right=tuple(range(3, 5 + len(names))))

@@ -1,8 +1,5 @@
 """The forgetting table and its statistics, against the worked example and exact cases."""
 
-import json
-
-import numpy as np
 import pytest
 
 from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED
@@ -10,9 +7,7 @@ from engine.settings import ConfigError
 from jobs import gate, matrix, results
 from jobs.home import Home
 from jobs.records import Records
-from tests.conftest import PROJECT
-
-ROWS = {"base": (30, 25), "phase1": (40, 20), "phase2": (41, 26), "phase3": (39, 30)}  # METHODS, section 10
+from tests.stored import fill
 
 
 @pytest.fixture
@@ -20,55 +15,6 @@ def home(tmp_path):
     made = Home(tmp_path)
     made.jobs.mkdir(parents=True)
     return made
-
-
-def fill(home: Home, rows=ROWS, count=40, gate=None, spread=0.0, run="run", overrides=(), groups=0) -> Records:
-    """Evaluations whose means are exactly the given cells."""
-    from engine.configs import dump, load
-
-    records = Records(home.records)
-    settings = dump(load(PROJECT / "configs" / "pocket.yaml", [f"evaluate.gate={gate or 'null'}", *overrides]))
-    noise = np.random.default_rng(0).normal(0, spread, count)
-    noise -= noise.mean()
-    for number, (phase, cells) in enumerate(rows.items()):
-        folder = home.final(run, phase)
-        (folder / "evaluations").mkdir(parents=True)
-        about = {"run": run, "phase": phase, "step": 1, "created": 1.0, "parent": None, "settings": settings}
-        (folder / "about.json").write_text(json.dumps(about))
-        (folder / "manifest.json").write_text("{}")
-        path = folder / "evaluations" / "test.jsonl"
-        lines = []
-        for modality, cell in zip(("paper", "video"), cells, strict=True):
-            for n in range(count):
-                value = (cell + (noise[n] if number else 0)) / 100
-                scores = {"rouge1": value, "rouge2": value, "rougeL": value, "nll": 1.0}
-                group = {"group": f"g{n % groups}"} if groups else {}
-                lines.append(
-                    {"id": f"{n}", "modality": modality, "scores": scores, "summary_tokens": 10 + n, "reference": "r"}
-                    | {"output": phase, "source_tokens": 9}
-                    | group
-                )
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (path.with_suffix(".json")).write_text(json.dumps({"metrics": _means(cells, count)}))
-        metrics = _means(cells, count)
-        records.add_evaluation(
-            {
-                "run": run,
-                "phase": phase,
-                "test_set": "test",
-                "path": str(path),
-                "metrics": metrics,
-                "created": float(number),
-            }
-        )
-    return records
-
-
-def _means(cells, count: int) -> dict:
-    return {
-        column: {"rougeL": float(cell), "nll": 1.0, "n": count}
-        for column, cell in zip(("papers", "videos"), cells, strict=True)
-    }
 
 
 def test_the_worked_example(home):
