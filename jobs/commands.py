@@ -207,20 +207,49 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="folder such as checkpoints/RUN/PHASE/final")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="with --predictions: evaluate.bertscore_model=..., data.terms=FILE")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="folder such as checkpoints/RUN/PHASE/final")] = None,
     test_set: Annotated[Path | None, typer.Option(help="JSONL or HDF5; default: the run's own")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="score these outputs instead: JSONL with id, or .txt")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="with --predictions: records, or .txt, a line each")] = None,
+    out: Annotated[Path | None, typer.Option(help="with --predictions: write the scores of each document here")] = None,
     after: After = None,
     priority: Priority = 0,
     as_json: Json = False,
 ) -> None:
-    """Judge a checkpoint and watch. Ctrl-C detaches.
+    """Judge a checkpoint and watch (Ctrl-C detaches), or score outputs that exist already, without a model.
 
-    Example: hybridsum.py evaluate --checkpoint checkpoints/pocket-1/phase1/final
+    Example: hybridsum.py evaluate --checkpoint checkpoints/pocket-1/phase1/final --test-set data/pocket/test.h5
     """
+    if predictions or references:
+        _score_given(predictions, references, out, overrides or [], checkpoint or test_set, as_json)
+        return
+    if overrides:
+        raise ConfigError(f"evaluate: {overrides[0]}: a checkpoint is judged by the settings it was trained with")
     request = submit.Request(
         "evaluate", load(None), checkpoint=checkpoint, test_set=test_set, after=after, priority=priority
     )
     _follow(*_queue(request, as_json))
+
+
+def _score_given(
+    predictions: Path | None,
+    references: Path | None,
+    out: Path | None,
+    overrides: list[str],
+    other: Path | None,
+    as_json: bool,
+) -> None:
+    from jobs import given
+
+    if not (predictions and references) or other:
+        raise ConfigError("evaluate: give --predictions and --references together, or --checkpoint")
+    value = given.score(predictions, references, out, overrides)
+    put(value, given.text(value), as_json)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------
