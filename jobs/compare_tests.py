@@ -37,12 +37,17 @@ def run(found: Comparison, wanted: Sequence[str] = ()) -> list[dict]:
     return [test | {"p_holm": p} for test, p in zip(made, adjusted, strict=True)]
 
 
+def child_command(found: Comparison, wanted: Sequence[str] = ()) -> list[str]:
+    folders = [str(side.folder) for side in found.sides]
+    return [sys.executable, "-m", "jobs.compare_tests", found.test_set, ",".join(wanted), *folders]
+
+
 def in_child(found: Comparison, wanted: Sequence[str] = ()) -> list[dict]:
     """The same, from a child process. Raises ConfigError with what the child says."""
     tested(found, wanted)  # complain before a process is started
-    command = [sys.executable, "-m", "jobs.compare_tests", found.test_set, ",".join(wanted)]
-    command += [str(side.folder) for side in found.sides]
-    child = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    child = subprocess.run(
+        child_command(found, wanted), cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     if child.returncode:
         raise ConfigError(*(child.stderr.strip().splitlines()[-3:] or ["the tests ended without a word"]))
     return json.loads(child.stdout)

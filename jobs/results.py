@@ -322,3 +322,17 @@ def checkpoint_table(found: list[dict], sort: str | None = None) -> str:
         size = f"{row['bytes'] / 2**20:.1f}"
         rows.append([row["path"], row["run"], row["phase"] or "", str(row["step"] or ""), size, *cells])
     return show.table(rows, right=tuple(range(3, 5 + len(names))))
+
+
+def comparable(home: Home) -> list[dict]:
+    """Everything that was judged, bases included, newest first: {name: RUN/PHASE, path, created, metrics}."""
+    found = []
+    for about in [*home.checkpoints.glob("*/*/final/about.json"), *home.checkpoints.glob("*/base/about.json")]:
+        metrics = stored_metrics(about.parent)
+        if metrics:
+            told = json.loads(about.read_bytes())
+            name = f"{told['run']}/{told['phase']}"
+            found.append(
+                {"name": name, "path": str(about.parent), "created": about.stat().st_mtime, "metrics": metrics}
+            )
+    return sorted(found, key=lambda row: (-row["created"], row["name"]))
