@@ -53,7 +53,10 @@ async def test_marked_checkpoints_are_compared_at_80_by_24(home):
         assert "A good/phase1   B bad/phase1" in shown and "1 differences" in shown and "test set test" in shown
         rows = [row for row in shown.splitlines() if "ROUGE-L" in row]
         assert "videos ROUGE-L" in rows[0] and "B-A" in rows[0] and "0.001**" in rows[0] and "▼ worse" in rows[0]
-        assert "no difference" in shown and all(len(row) == 80 for row in shown.splitlines())
+        assert any("videos NLL" in row and "· detectable 0.000" in row for row in shown.splitlines())
+        head = next(row for row in shown.splitlines() if "p (Holm)" in row)
+        assert head.index("95 %") == rows[0].index("[-")
+        assert all(len(row) == 80 for row in shown.splitlines())
         shown = await press(pilot, "pagedown", "pagedown")
         assert "copy rate" in shown
         await press(pilot, "escape")

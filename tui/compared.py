@@ -47,24 +47,33 @@ def differences(value: dict[str, Any], tests: list[dict] | None, width: int) -> 
 
 
 def _tests(value: dict[str, Any], tests: list[dict], width: int) -> list[Content]:
+    """One line for each test. Where the line is short, no difference shown is told by what would have been."""
     names = {c["name"]: letter for letter, c in zip(letters(26), value["checkpoints"], strict=False)}
-    wide = max((len(label(test["metric"])) for test in tests), default=0)
-    rows = [Content.styled(shorten(f"{'':{wide}}       change  95 %               p (Holm)", width), DIM)]
+    rows = []
     for test in worst_first(tests):
-        sign, words = judgement(test)
         p = probability(test["p_holm"]) + stars(test["p_holm"])
         change = shown(test["difference"], test["metric"], signed=True)
-        front = f"{label(test['metric']):<{wide}} {names[test['b']]}-{names[test['a']]} {change:>7}  {interval(test):<18} {p:<9} "
-        rest = shorten(f"{sign} {words}", max(0, width - len(front)))
-        rows.append(parts(shorten(front, width) if len(front) > width else front, (rest, TONES[sign])))
-    return rows
+        rows.append(
+            (label(test["metric"]), f"{names[test['b']]}-{names[test['a']]}", f"{change:>6}", interval(test), p)
+        )
+    rows.insert(0, ("", "", "change", "95 %", "p (Holm)"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    fronts = [" ".join(map(str.ljust, row, widths)) + " " for row in rows]
+    lines = [parts((fronts[0][:width], DIM))]
+    for front, test in zip(fronts[1:], worst_first(tests), strict=True):
+        sign, words = judgement(test)
+        room = max(0, width - len(front))
+        if len(words) + 2 > room and sign == "·":
+            words = f"detectable {shown(test['detectable'], test['metric'])}"
+        lines.append(parts(front[:width], (shorten(f"{sign} {words}", room), TONES[sign])))
+    return lines
 
 
 def _metrics(value: dict[str, Any], width: int) -> list[Content]:
-    names = [label(name) for name in value["metrics"]]
+    names = [clean(label(name)) for name in value["metrics"]]
     wide, cell = max((len(name) for name in names), default=0), 9
     heads = "".join(f"{letter:>{cell}}" for letter in letters(len(value["checkpoints"])))
-    lines = [Content.styled(shorten(f"{'':{wide}}{heads}", width), DIM)]
+    lines = [parts((f"{'':{wide}}{heads}"[:width], DIM))]
     for name, (key, values) in zip(names, value["metrics"].items(), strict=True):
         cells = "".join(f"{shown(v, key):>{cell}}" for v in values)
         lines.append(Content(shorten(f"{name:<{wide}}{cells}", width)))
