@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -487,6 +488,9 @@ def _put_status(home: Home, records: Records, as_json: bool) -> None:
 @app.command()
 def checkpoints(
     sort: Annotated[str | None, typer.Option(help="METRIC or COLUMN.METRIC, such as videos.rougeL: best first")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="only of this run")] = None,
+    phase: Annotated[str | None, typer.Option("--phase", help="only of this phase")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="only made on this day or later")] = None,
     as_json: Json = False,
 ) -> None:
     """List the checkpoints of all runs.
@@ -495,7 +499,12 @@ def checkpoints(
     """
     from jobs import results
 
-    found = results.checkpoints(_home()[0], sort)
+    found = [
+        row
+        for row in results.checkpoints(_home()[0], sort)
+        if run in (None, row["run"]) and phase in (None, row["phase"])
+        if since is None or row["created"] >= since.timestamp()
+    ]
     put(found, results.checkpoint_table(found, sort) if found else "no checkpoints yet", as_json)
 
 
@@ -539,12 +548,41 @@ def forgetting(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def promote(
+    checkpoint: Annotated[Path, typer.Argument(help="folder such as checkpoints/RUN/PHASE/final")],
+    regardless: Annotated[bool, typer.Option("--regardless", help="also if its gate failed")] = False,
+    as_json: Json = False,
+) -> None:
+    """Name the checkpoint of a run that is to be used: checkpoints/RUN/best. Refused if its gate failed.
+
+    Example: hybridsum.py promote checkpoints/pocket-1/phase3/final
+    """
+    from jobs import promote as promotion
+
+    value = promotion.promote(*_home(), checkpoint, regardless)
+    verdict = f"gate {value['gate'].upper()}" if value["gate"] else "no gate was declared, or it was not evaluated"
+    put(value, f"{value['run']}/best is now {value['phase']} ({verdict})", as_json)
+
+
+@app.command()
+def doctor(
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="first make the catalogue of evaluations anew from the checkpoints")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check versions, disk, runner, locks and GPU, with the command that mends what is wrong.
 
     Example: hybridsum.py doctor
     """
-    checks = health.examine(_home()[0])
+    home, records = _home()
+    if reindex:
+        from jobs import catalogue
+
+        count, complaints = catalogue.reindex(home, records)
+        for line in [*complaints, f"{count} evaluations are in the catalogue"]:
+            say(line)
+    checks = health.examine(home)
     value = health.value(checks)
     put(value, health.text(checks), as_json)
     if not value["ok"]:
