@@ -132,7 +132,7 @@ def _put_demo(home: Home, records: Records, naive: str, curriculum: str, seconds
     tables = {
         name: results.forgetting(home, records, run) for name, run in (("naive", naive), ("curriculum", curriculum))
     }
-    text = "\n\n".join(results.forgetting_text(table) for table in tables.values())
+    text = "\n\n".join(results.report(home, records, table) for table in tables.values())
     put(tables | {"seconds": round(seconds, 1)}, f"{text}\n\n{show.duration(seconds)}", as_json)
 
 
@@ -543,8 +543,10 @@ def forgetting(
     """
     from jobs import results
 
-    value = results.forgetting(*_home(), run, metric=metric)
-    put(value, results.forgetting_text(value), as_json)
+    home, records = _home()
+    value = results.forgetting(home, records, run, metric=metric)
+    both = metric is None and not as_json
+    put(value, results.report(home, records, value) if both else results.forgetting_text(value), as_json)
 
 
 @app.command()

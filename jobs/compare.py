@@ -91,6 +91,11 @@ def load(home: Home, given: Sequence[Path | str], test_set: str | None = None) -
             )
         name = f"{about['run']}/{about['phase']}"
         sides.append(Side(name, folder, about, json.loads(path.read_bytes()), path.with_suffix(".jsonl")))
+    if len({side.summary["documents"] for side in sides if "documents" in side.summary}) > 1:
+        raise ConfigError(
+            f"compare: the test sets called {chosen} hold different documents. Judge all on one: hybridsum.py evaluate "
+            "--checkpoint DIR --test-set FILE"
+        )
     return Comparison(chosen, tuple(sides), tuple(_doubts(sides)))
 
 

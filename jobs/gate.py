@@ -1,6 +1,6 @@
 """The gate: did a phase lose no more than was declared beforehand? A non-inferiority test for each column."""
 
-from engine.evaluation.table import METRICS
+from engine.evaluation.table import METRICS, digits
 from engine.settings import ConfigError, Settings
 from jobs import scores
 from jobs.home import Home
@@ -71,25 +71,32 @@ def _worst(verdicts: list[str]) -> str:
 
 def _reason(name: str, column: dict, metric: str, reference: str) -> str:
     label = f"{'-' if METRICS[metric].better < 0 else ''}{METRICS[metric].label}"
+    places = digits(metric) + (METRICS[metric].scale == 100)
+    points, lower, upper, margin = (f"{column[key]:+.{places}f}" for key in ("points", "lower", "upper", "margin"))
     return (
-        f"{name}: {column['points']:+.2f} {label} against {reference}, 95 % bounds {column['lower']:+.2f} "
-        f"and {column['upper']:+.2f}, margin {column['margin']:+.2f}, detectable {column['detectable']:.2f}, "
-        f"{column['n']} documents: {column['verdict']}"
+        f"{name}: {points} {label} against {reference}, 95 % bounds {lower} and {upper}, margin {margin}, "
+        f"detectable {column['detectable']:.{places}f}, {column['n']} documents: {column['verdict']}"
     )
 
 
 def after_evaluation(
-    home: Home, records: Records, run: str, phase: str, settings: Settings | None = None
+    home: Home,
+    records: Records,
+    run: str,
+    phase: str,
+    settings: Settings | None = None,
+    test_set: str | None = None,
 ) -> dict | None:
-    """The verdict on a phase that was evaluated; None for the base, or where nothing is declared.
+    """The verdict on a phase that was evaluated; None for the base, or where nothing is declared or to be held against.
 
-    settings: of the job that evaluated it; by default those of the run.
+    settings: of the job that evaluated it; by default those of the run. test_set: by default the one that most phases
+    were judged on.
     """
     from jobs.results import measured_rows
 
     if phase == "base":
         return None
-    found = measured_rows(home, records, run)
+    found = measured_rows(home, records, run, test_set)
     if phase not in found.measured:
         return None
     return verdict(found.measured, found.names, phase, settings or found.settings)

@@ -28,15 +28,15 @@ class Measured(NamedTuple):
         return max((number for number, name in enumerate(self.names) if name in self.measured), default=0)
 
 
-def measured_rows(home: Home, records: Records, run: str) -> Measured:
-    """Raises ConfigError for an unknown run."""
+def measured_rows(home: Home, records: Records, run: str, test_set: str | None = None) -> Measured:
+    """test_set: by default the one that most phases were judged on. Raises ConfigError for an unknown run."""
     jobs = [job for job in records.jobs().values() if job.run == run]
     rows = records.evaluations(run=run)
     if not jobs and not rows:
         known = sorted({job.run for job in records.jobs().values()})
         raise ConfigError(f"run {run}: no such run. Known: {', '.join(known) or 'none yet'}")
     settings = _settings(home, run, jobs)
-    measured = _of_one_test_set(rows)
+    measured = _of_one_test_set([row for row in rows if test_set in (None, row["test_set"])])
     return Measured(_rows(settings, jobs, measured), measured, settings)
 
 
@@ -203,12 +203,25 @@ def forgetting_text(value: dict) -> str:
     return "\n".join(lines)
 
 
+def report(home: Home, records: Records, value: dict) -> str:
+    """The table of `forgetting`, and below it that of BERTScore F1 where it was measured and is not the first."""
+    other = HEADLINE[1] if value["metric"] != HEADLINE[1] else HEADLINE[0]
+    second = forgetting(home, records, value["run"], other)
+    measured = any(
+        cell is not None and second["metric_of"][c] == other
+        for row in second["matrix"]
+        for c, cell in zip(second["columns"], row, strict=True)
+    )
+    text = forgetting_text(value)
+    return f"{text}\n\n{forgetting_text(second | {'gate': None})}" if measured else text
+
+
 def _text_cell(cell: float | None, base: float | None, metric: str) -> str:
     places = digits(metric)
     change = ""
     if cell is not None and base is not None:
         change = f" {cell - base:+.{places}f} {judged(cell - base, metric)}"
-    return f"{'not measured' if cell is None else f'{cell:.{places}f}':>12}{change:10}"
+    return f"{'–' if cell is None else f'{cell:.{places}f}':>12}{change:10}"
 
 
 def _change_text(column: str, change: dict, metric: str) -> str:

@@ -106,6 +106,11 @@ def test_what_cannot_be_compared_is_refused_or_said(pair, tmp_path):
         compare.load(pair, ["good/phase1", "bad/phase1"], "quiz")
     with pytest.raises(ConfigError, match="--metric bleu: unknown"):
         compare_tests.full(pair, ["good/phase1", "bad/phase1"], None, ["bleu"])
+    for run, documents in (("good", "1"), ("bad", "2")):
+        path = pair.final(run, "phase1") / "evaluations" / "test.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"documents": documents}))
+    with pytest.raises(ConfigError, match="hold different documents"):
+        compare.load(pair, ["good/phase1", "bad/phase1"])
     summary = pair.final("bad", "phase1") / "evaluations" / "test.json"
     summary.rename(summary.with_name("elsewhere.json"))
     with pytest.raises(ConfigError, match="no test set that all were judged on"):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from engine import base, checkpoint, models
 from engine.batches import Encoded, Encoder
 from engine.configs import dump, load
-from engine.corpus.records import read, write_hdf5
+from engine.corpus.records import read, write_hdf5, write_jsonl
 from engine.evaluation import bertscore
 from engine.evaluation import run as evaluation
 from engine.evaluation.generate import KeyedSampling, batches, generate
@@ -235,6 +235,17 @@ def test_five_kills_leave_the_same_scores_byte_for_byte(tiny_data, talkative_bas
             time.sleep(0.005)
     subprocess.run(command, cwd=PROJECT, check=True)
     assert (folder / "base" / "evaluations" / "test.jsonl").read_bytes() == Path(whole["path"]).read_bytes()
+
+
+def test_other_documents_under_the_same_name_overwrite_nothing(tiny_data, tiny_base, tmp_path):
+    work = work_of(tiny_data, tiny_base, tmp_path / "run")
+    first = evaluation.run(work)
+    write_jsonl(tmp_path / "test.jsonl", read(tiny_data / "test.jsonl")[:3])
+    other = evaluation.run(replace(work, test_set=tmp_path / "test.jsonl"))
+    assert other["test_set"] == f"test-{other['documents'][:6]}" and first["test_set"] == "test"
+    assert len(Path(other["path"]).read_text().splitlines()) == 3
+    assert len(Path(first["path"]).read_text().splitlines()) == 10
+    assert evaluation.run(work)["created"] == first["created"]  # still there, and reused
 
 
 def test_hdf5_and_jsonl_test_sets_give_the_same_scores(tiny_data, tiny_base, tmp_path):

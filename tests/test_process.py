@@ -131,6 +131,17 @@ def test_a_failed_gate_stops_the_line_or_not(home, engine, capsys, stop, stops):
     assert "gate FAILED: videos: -20.00" in capsys.readouterr().out
 
 
+def test_a_gate_that_cannot_be_judged_leaves_the_evaluation_done(home, engine, capsys):
+    metrics = {"videos": {"rougeL": 1.0}}
+    row = {"test_set": "t", "fingerprint": "f", "metrics": metrics, "path": "/gone.jsonl"}
+    Records(home.records).add_evaluation(row | {"run": "r", "phase": "base", "created": 1.0})
+    settings = Settings.model_validate({"evaluate": {"gate": {"videos": -1.0}}})
+    engine(lambda work: row, kind="evaluate", settings=settings)
+    assert process.main("1") == 0
+    assert result(home)["outcome"] == "done" and "gate" not in result(home)
+    assert "the gate has no verdict: /gone.jsonl" in capsys.readouterr().err
+
+
 def test_a_second_process_of_the_same_job_is_refused(home, engine, capsys):
     engine(lambda work: {})
     with locks.locked(home.job_lock("1")):

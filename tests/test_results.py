@@ -1,5 +1,8 @@
 """The forgetting table and its statistics, against the worked example and exact cases."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED
@@ -143,3 +146,17 @@ def test_unknown_runs_and_metrics(home):
     assert results.forgetting(home, only_base, "run", statistics=False)["change"] == {}
     with pytest.raises(ConfigError, match="--metric bleu: unknown"):
         results.forgetting(home, only_base, "run", metric="bleu")
+
+
+def test_both_headline_metrics_stand_in_the_report(home):
+    records = fill(home, {"base": (30, 25), "phase1": (40, 20)})
+    value = results.forgetting(home, records, "run")
+    assert results.report(home, records, value) == results.forgetting_text(value)  # no BERTScore was measured
+    for row, f1 in zip(records.evaluations(), (0.7, 0.9), strict=True):
+        metrics = {column: means | {"bertscore_f1": 100 * f1} for column, means in row["metrics"].items()}
+        records.add_evaluation(row | {"metrics": metrics})
+        path = Path(row["path"])
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(n | {"scores": n["scores"] | {"bertscore_f1": f1}}) + "\n" for n in lines))
+    text = results.report(home, records, value)
+    assert "run · ROUGE-L" in text and "run · BERTScore F1" in text and "90.0 +20.0 ▲" in text

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from engine import checkpoint, files
 from engine.configs import dump
@@ -28,7 +29,8 @@ def run(work: Work) -> dict:
     are fixed in advance and kept as they are finished, so a killed evaluation only repeats the batch it was in. Outputs
     that are there already are not written again, also where only the scoring has changed.
     """
-    records, name = test_records(work)
+    records, given_name = test_records(work)
+    documents = documents_key(records)
     judge = bertscore.judge(work.settings.evaluate.bertscore_model)  # before the model loads, for it may be missing
     folder = work.folder / "evaluations"
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +39,7 @@ def run(work: Work) -> dict:
         files.replace_json(work.folder / "about.json", about(work))
     if not is_base:
         checkpoint.demand(work.folder)
+    name = _name(folder, given_name, documents)
     outputs = fingerprint(work, records)
     key = f"{integer(outputs, SCORING_VERSION, *score.identity(work.settings, judge)):016x}"
     summary, scores = folder / f"{name}.json", folder / f"{name}.jsonl"
@@ -44,12 +47,24 @@ def run(work: Work) -> dict:
         _reuse_base(work, name, outputs)
     stored = json.loads(summary.read_bytes()) if summary.exists() and scores.exists() else {}
     if stored.get("fingerprint") != key:
-        stored = _judge(work, records, name, judge, stored, outputs) | {"fingerprint": key}
+        stored = _judge(work, records, name, judge, stored, outputs) | {"fingerprint": key, "documents": documents}
         files.replace_json(summary, stored)
         for left_over in folder.glob(f".{name}.*.partial"):
             left_over.unlink()
     work.emit(Evaluated(f"{work.run}/{work.phase}", name, stored["metrics"]))
     return {"checkpoint": str(work.folder), "test_set": name, "path": str(scores)} | stored
+
+
+def documents_key(records: Sequence[Record]) -> str:
+    """Names the documents of a test set, whatever its file is called."""
+    return f"{integer([(r.id, r.modality, r.group, r.source, r.summary) for r in records]):016x}"
+
+
+def _name(folder: Path, name: str, documents: str) -> str:
+    """The name of the test set; with a mark of its own where other documents were judged under that name before."""
+    summary = folder / f"{name}.json"
+    known = json.loads(summary.read_bytes()).get("documents") if summary.exists() else None
+    return name if known in (None, documents) else f"{name}-{documents[:6]}"
 
 
 def _judge(
@@ -129,8 +144,8 @@ def fingerprint(work: Work, records: Sequence[Record]) -> str:
     settings = work.settings
     weights = work.folder / "adapter_model.safetensors"
     facts = [WRITING_VERSION, work.model, files.sha256(weights) if weights.exists() else "base"]
-    facts += [(record.id, record.modality, record.group, record.source, record.summary) for record in records]
     facts += [
+        documents_key(records),
         settings.generate.model_dump(),
         settings.evaluate.batch_size,
         settings.evaluate.batch_tokens,

@@ -171,7 +171,8 @@ def _about(row: Row, width: int, height: int) -> list[Content]:
         return [Content.styled(shorten(f"{row.stage}{far}, attempt {row.attempt}, process {row.pid}", width), DIM)]
     if not row.reason:
         return []
-    style = STYLES.get(row.state, PLAIN)
+    warned = row.state == "done"  # and yet there is a reason: its gate stopped the line
+    sign, style = ("!", YELLOW) if warned else (SIGNS.get(row.state, "?"), STYLES.get(row.state, PLAIN))
     remedy = wrapped(f"→ {row.remedy}", width, 1) if row.remedy else []
-    reason = wrapped(f"{SIGNS.get(row.state, '?')} {row.reason}", width, height - len(remedy))
+    reason = wrapped(f"{sign} {row.reason}", width, height - len(remedy))
     return [*(Content.styled(text, style) for text in reason), *(Content.styled(text, BOLD) for text in remedy)]
