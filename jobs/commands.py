@@ -535,18 +535,25 @@ def compare(
 def forgetting(
     run: Annotated[str, typer.Argument(help="name of a run")],
     metric: Annotated[str | None, typer.Option(help="rougeL, bertscore_f1, nll, term_recall, ...")] = None,
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="the same recipe with another seed; repeatable")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a run learnt and forgot: scores after each phase, and their change against the base.
 
     Example: hybridsum.py forgetting demo-naive-0
     """
-    from jobs import results
+    from jobs import results, seeds
 
     home, records = _home()
     value = results.forgetting(home, records, run, metric=metric)
     both = metric is None and not as_json
-    put(value, results.report(home, records, value) if both else results.forgetting_text(value), as_json)
+    text = results.report(home, records, value) if both else results.forgetting_text(value)
+    if others:
+        value["seeds"] = seeds.over_seeds(home, records, [run, *others], value["metric"])
+        text += f"\n\n{seeds.text(value['seeds'], value['metric'])}"
+    put(value, text, as_json)
 
 
 @app.command()

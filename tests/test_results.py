@@ -7,7 +7,7 @@ import pytest
 
 from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED
 from engine.settings import ConfigError
-from jobs import gate, matrix, results
+from jobs import gate, matrix, results, seeds
 from jobs.home import Home
 from jobs.records import Records
 from tests.stored import fill
@@ -160,3 +160,21 @@ def test_both_headline_metrics_stand_in_the_report(home):
         path.write_text("".join(json.dumps(n | {"scores": n["scores"] | {"bertscore_f1": f1}}) + "\n" for n in lines))
     text = results.report(home, records, value)
     assert "run · ROUGE-L" in text and "run · BERTScore F1" in text and "90.0 +20.0 ▲" in text
+
+
+def test_several_seeds_are_taken_together(home):
+    for run, papers in (("s0", 40), ("s1", 42), ("s2", 44)):
+        records = fill(home, {"base": (30, 25), "phase1": (papers, 25)}, run=run)
+    found = seeds.over_seeds(home, records, ["s0", "s1", "s2"], "rougeL")
+    assert found["papers"]["points"] == pytest.approx(12) and found["papers"]["seeds"] == 3
+    assert found["papers"]["each"] == {"s0": pytest.approx(10), "s1": pytest.approx(12), "s2": pytest.approx(14)}
+    assert found["papers"]["ci95"] == pytest.approx([10, 14])  # 3 of 3^3 draws are three times the lowest seed
+    assert found["videos"]["points"] == 0 and found["videos"]["p"] == 1
+    assert "papers: +12.0, 95 % [+10.0, +14.0]" in seeds.text(found, "rougeL")
+    fill(home, {"base": (30, 25), "phase1": (40, 25)}, count=7, run="few")
+    for runs, words in ((["s0"], "one or more other runs"), (["s0", "few"], "not judged on the same documents")):
+        with pytest.raises(ConfigError, match=words):
+            seeds.over_seeds(home, records, runs, "rougeL")
+    fill(home, {"base": (30, 25)}, run="bare")
+    with pytest.raises(ConfigError, match="run bare: the base and a phase must be judged"):
+        seeds.over_seeds(home, records, ["s0", "bare"], "rougeL")
