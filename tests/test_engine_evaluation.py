@@ -21,6 +21,7 @@ from engine.corpus.records import read, write_hdf5, write_jsonl
 from engine.evaluation import bertscore
 from engine.evaluation import run as evaluation
 from engine.evaluation.generate import KeyedSampling, batches, generate
+from engine.evaluation.sentences import splitter
 from engine.events import Evaluated, Generated
 from engine.settings import ConfigError, Generate, Model
 from engine.work import Cancelled
@@ -193,6 +194,13 @@ def test_what_is_stored_is_what_the_libraries_say(tiny_data, talkative_base, tmp
     for row in rows:
         for name, value in direct.score(row["reference"], row["output"]).items():
             assert row["scores"][name] == pytest.approx(value.fmeasure, abs=1e-9)
+    records = read(tiny_data / "test.jsonl")
+    split, name = splitter([text for record in records for text in (record.summary, record.source)])
+    assert result["scored_by"]["sentences"] == name
+    by_sentence = rouge_scorer.RougeScorer(["rougeLsum"], use_stemmer=True)
+    for row in rows:
+        found = by_sentence.score("\n".join(split(row["reference"])), "\n".join(split(row["output"])))
+        assert row["scores"]["rougeLsum"] == pytest.approx(found["rougeLsum"].fmeasure, abs=1e-9)
     full = [row for row in rows if row["output"].strip()]
     folder = bertscore.judge("bundled").model
     parts = bert_score.score(
