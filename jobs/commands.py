@@ -497,15 +497,15 @@ def checkpoints(
 
     Example: hybridsum.py checkpoints --sort videos.rougeL
     """
-    from jobs import results
+    from jobs import checkpoints as listed
 
     found = [
         row
-        for row in results.checkpoints(_home()[0], sort)
+        for row in listed.checkpoints(_home()[0], sort)
         if run in (None, row["run"]) and phase in (None, row["phase"])
         if since is None or row["created"] >= since.timestamp()
     ]
-    put(found, results.checkpoint_table(found, sort) if found else "no checkpoints yet", as_json)
+    put(found, listed.checkpoint_table(found, sort) if found else "no checkpoints yet", as_json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import pytest
 
 from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED
 from engine.settings import ConfigError
-from jobs import gate, matrix, results, seeds
+from jobs import checkpoints, gate, matrix, results, seeds
 from jobs.home import Home
 from jobs.records import Records
 from tests.stored import fill
@@ -108,12 +108,12 @@ def test_checkpoints_are_sorted_by_any_metric(home):
     for run, cells in (("a", (40, 20)), ("b", (30, 25)), ("c", (35, 30))):
         fill(home, {"phase1": cells}, run=run)
     order = {
-        sort: [row["run"] for row in results.checkpoints(home, sort)]
+        sort: [row["run"] for row in checkpoints.checkpoints(home, sort)]
         for sort in ("papers.rougeL", "videos.rougeL", "nll")
     }
     assert order == {"papers.rougeL": ["a", "c", "b"], "videos.rougeL": ["c", "b", "a"], "nll": ["a", "b", "c"]}
     with pytest.raises(ConfigError, match="--sort papers.bleu: unknown metric"):
-        results.checkpoints(home, "papers.bleu")
+        checkpoints.checkpoints(home, "papers.bleu")
 
 
 def test_cells_not_measured_are_null_and_never_zero(home):

@@ -52,14 +52,14 @@ class Checkpoints(Screen[list]):
         self.run_worker(self._load())
 
     async def _load(self) -> None:
-        from jobs.results import comparable
+        from jobs.checkpoints import comparable
 
         self._rows = await asyncio.to_thread(comparable, self.home)
         self._sheet.redraw()
 
     @property
     def _sorted(self) -> list[dict]:
-        from jobs.results import score_of
+        from jobs.checkpoints import score_of
 
         if not self._column:
             return self._rows or []
