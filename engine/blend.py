@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from engine import development, models
 from engine.averaging import average_all
 from engine.corpus.records import Record
+from engine.evaluation.table import METRICS
 from engine.events import Evaluated, Stage, Warned
 from engine.gradient import Learner
 from engine.material import Material
@@ -61,7 +62,7 @@ def choose(tried: dict[float, Scores], old: Sequence[str], settings: Settings) -
     """The weight with the best development score among those under which no old column falls more than the margin below
     the model before the phase (weight 0); if there is none, the one under which the worst of them falls least."""
     metric = settings.evaluate.metric
-    sign, unit = (-1, HUNDREDTH) if metric == "nll" else (1, 1.0)
+    sign, unit = METRICS[metric].better, HUNDREDTH if metric == "nll" else 1.0
 
     def worst_fall(weight: float) -> float:
         falls = [sign * (tried[0.0][c][metric] - tried[weight][c][metric]) for c in old if c in tried[0.0]]

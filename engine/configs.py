@@ -253,10 +253,15 @@ def leaves(settings: Settings) -> list[tuple[str, Any]]:
 
 def differences(settings: Settings, other: Settings) -> list[tuple[str, Any, Any]]:
     """(name, value, other value) of every setting that differs."""
-    left, right = dict(leaves(settings)), dict(leaves(other))
+    left, right = settings_leaves(dump(settings)), settings_leaves(dump(other))
     return [
         (name, left.get(name), right.get(name)) for name in sorted(left | right) if left.get(name) != right.get(name)
     ]
+
+
+def settings_leaves(content: dict) -> dict[str, Any]:
+    """{dotted name: value} of dumped settings, also of a version that knows other names."""
+    return dict(_leaves(content))
 
 
 def table() -> str:

@@ -138,11 +138,15 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class Ended(Event):
-    """outcome: done, failed, cancelled, or requeued (the process was killed and the job goes back into the line)."""
+    """outcome: done, failed, cancelled, or requeued (the process was killed and the job goes back into the line).
+
+    stops: it is done, but its gate failed, and the jobs after it do not start.
+    """
 
     outcome: str
     reason: str = ""
     remedy: str = ""
+    stops: bool = False
 
 
 KINDS = {kind.__name__: kind for kind in Event.__subclasses__()}

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from engine.evaluation.table import METRICS
 
 SOURCES = ("papers", "videos", "pairs")  # what a phase may mix; the names of the files in section `data`
 
@@ -268,19 +270,50 @@ class Train(Section):
 
 
 class Gate(Section):
-    metric: Literal["rouge1", "rouge2", "rougeL"] = Field("rougeL", description="what the margins count")
-    papers: float | None = Field(None, le=0, description="the change that is still accepted, in points (-0.5)")
-    videos: float | None = Field(None, le=0, description="the change that is still accepted, in points (-1.0)")
+    metric: str = Field("rougeL", description="what the margins count: rougeL, bertscore_f1, nll (nats), ...")
+    papers: float | None = Field(None, le=0, description="the change that is still accepted, in points or nats (-0.5)")
+    videos: float | None = Field(None, le=0, description="the change that is still accepted, in points or nats (-1.0)")
+    against: Literal["base", "previous"] = Field(
+        "base", description="what a phase is held to: the base, or the row above"
+    )
+    stop: bool = Field(True, description="a phase that failed stops the jobs after it; retrying those lets them go on")
+
+    @field_validator("metric")
+    @classmethod
+    def has_a_direction(cls, name: str) -> str:
+        return _metric(name, [known for known, metric in METRICS.items() if metric.better])
 
 
 class Evaluate(Section):
-    metric: Literal["rouge1", "rouge2", "rougeL", "nll"] = Field("rougeL", description="what tables show first")
-    batch_size: int = Field(32, ge=1, description="documents generated together")
+    metric: str = Field("rougeL", description="what tables show first: rougeL, bertscore_f1, nll, ...")
+    batch_size: int = Field(32, ge=1, description="documents generated together, at most")
+    batch_tokens: int = Field(32768, ge=0, description="padded tokens of a batch, room to write included; 0: no limit")
     samples: int = Field(0, ge=0, description="documents per modality; 0: all")
     every_steps: int = Field(
         0, ge=0, description="steps between two evaluations on the development documents inside a phase; 0: none"
     )
-    gate: Gate | None = Field(None, description="declared margins of forgetting against the base")
+    bertscore_model: str = Field(
+        "bundled", description="encoder: bundled (all-MiniLM-L6-v2), a folder, a name on the Hub, or none"
+    )
+    modality_gap: bool = Field(True, description="a diagnostic: how far apart the model holds papers and videos")
+    gate: Gate | None = Field(None, description="declared margins of forgetting")
+
+    @field_validator("metric")
+    @classmethod
+    def known(cls, name: str) -> str:
+        return _metric(name, list(METRICS))
+
+    @model_validator(mode="after")
+    def gate_is_measured(self):
+        if self.gate and self.gate.metric.startswith("bertscore") and self.bertscore_model == "none":
+            raise ValueError(f"gate.metric {self.gate.metric} needs an encoder: set bertscore_model, or another metric")
+        return self
+
+
+def _metric(name: str, known: list[str]) -> str:
+    if name not in known:
+        raise ValueError(f"unknown metric. Use one of {', '.join(known)}")
+    return name
 
 
 class Average(Section):
@@ -306,6 +339,16 @@ class Average(Section):
 
 class Generate(Section):
     max_new_tokens: int = Field(256, ge=1, description="longest summary")
+    num_beams: int = Field(1, ge=1, description="beams of beam search; 1: greedy")
+    temperature: float = Field(0.0, ge=0, description="of seeded sampling; 0: no sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="sampling: the smallest set of tokens with this probability")
+    seed: int = Field(0, ge=0, description="sampling: the noise follows from it, the document and the position")
+
+    @model_validator(mode="after")
+    def one_way(self):
+        if self.temperature and self.num_beams > 1:
+            raise ValueError("num_beams and temperature exclude each other: set num_beams=1 or temperature=0")
+        return self
 
 
 class Settings(Section):
@@ -346,6 +389,10 @@ class Settings(Section):
                 raise ValueError(f"{name} needs development documents: set data.development_share=0.05, say")
         if self.train.early_stopping_patience and not self.evaluate.every_steps:
             raise ValueError("train.early_stopping_patience counts evaluations: set evaluate.every_steps too")
+        if (self.train.early_stopping_patience or self.average.weights) and not METRICS[self.evaluate.metric].better:
+            raise ValueError(
+                f"evaluate.metric {self.evaluate.metric} describes and does not judge: choose by another metric"
+            )
         pairs = self.losses.crossclr
         drawn = pairs.pairs == "document_summary" or any(p.mixture.get("pairs") for p in self.selected_phases())
         if self.losses.contrastive and drawn and not pairs.queue and self.train.per_device_train_batch_size == 1:
@@ -353,6 +400,8 @@ class Settings(Section):
                 "losses.contrastive has no negatives with per_device_train_batch_size 1 and losses.crossclr.queue 0, so "
                 "its gradient would be exactly 0. Set losses.crossclr.queue=256, a larger micro-batch, or losses.contrastive=0"
             )
+        if self.evaluate.gate and self.evaluate.gate.metric.startswith("term_") and not self.data.terms:
+            raise ValueError("evaluate.gate.metric counts terms and needs a lexicon: give data.terms=FILE")
         if self.distil.base and self.selected_phases() and not self.data.videos:
             raise ValueError("distil.base answers video prompts: give data.videos=FILE, or set distil.base=0")
         if self.model.name_or_path and self.model.build:

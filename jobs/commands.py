@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,7 @@ def _put_demo(home: Home, records: Records, naive: str, curriculum: str, seconds
     tables = {
         name: results.forgetting(home, records, run) for name, run in (("naive", naive), ("curriculum", curriculum))
     }
-    text = "\n\n".join(results.forgetting_text(table) for table in tables.values())
+    text = "\n\n".join(results.report(home, records, table) for table in tables.values())
     put(tables | {"seconds": round(seconds, 1)}, f"{text}\n\n{show.duration(seconds)}", as_json)
 
 
@@ -210,20 +211,49 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="folder such as checkpoints/RUN/PHASE/final")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="with --predictions: evaluate.bertscore_model=..., data.terms=FILE")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="folder such as checkpoints/RUN/PHASE/final")] = None,
     test_set: Annotated[Path | None, typer.Option(help="JSONL or HDF5; default: the run's own")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="score these outputs instead: JSONL with id, or .txt")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="with --predictions: records, or .txt, a line each")] = None,
+    out: Annotated[Path | None, typer.Option(help="with --predictions: write the scores of each document here")] = None,
     after: After = None,
     priority: Priority = 0,
     as_json: Json = False,
 ) -> None:
-    """Judge a checkpoint and watch. Ctrl-C detaches.
+    """Judge a checkpoint and watch (Ctrl-C detaches), or score outputs that exist already, without a model.
 
-    Example: hybridsum.py evaluate --checkpoint checkpoints/pocket-1/phase1/final
+    Example: hybridsum.py evaluate --checkpoint checkpoints/pocket-1/phase1/final --test-set data/pocket/test.h5
     """
+    if predictions or references:
+        _score_given(predictions, references, out, overrides or [], checkpoint or test_set, as_json)
+        return
+    if overrides:
+        raise ConfigError(f"evaluate: {overrides[0]}: a checkpoint is judged by the settings it was trained with")
     request = submit.Request(
         "evaluate", load(None), checkpoint=checkpoint, test_set=test_set, after=after, priority=priority
     )
     _follow(*_queue(request, as_json))
+
+
+def _score_given(
+    predictions: Path | None,
+    references: Path | None,
+    out: Path | None,
+    overrides: list[str],
+    other: Path | None,
+    as_json: bool,
+) -> None:
+    from jobs import given
+
+    if not (predictions and references) or other:
+        raise ConfigError("evaluate: give --predictions and --references together, or --checkpoint")
+    value = given.score(predictions, references, out, overrides)
+    put(value, given.text(value), as_json)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------
@@ -459,44 +489,112 @@ def _put_status(home: Home, records: Records, as_json: bool) -> None:
 
 
 @app.command()
-def checkpoints(as_json: Json = False) -> None:
+def checkpoints(
+    sort: Annotated[str | None, typer.Option(help="METRIC or COLUMN.METRIC, such as videos.rougeL: best first")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="only of this run")] = None,
+    phase: Annotated[str | None, typer.Option("--phase", help="only of this phase")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="only made on this day or later")] = None,
+    as_json: Json = False,
+) -> None:
     """List the checkpoints of all runs.
 
-    Example: hybridsum.py checkpoints
+    Example: hybridsum.py checkpoints --sort videos.rougeL
     """
-    from jobs import results
+    from jobs import checkpoints as listed
 
-    found = results.checkpoints(_home()[0])
-    rows = [["checkpoint", "run", "phase", "step", "MiB"]]
-    rows += [
-        [str(c["path"]), c["run"], c["phase"] or "", str(c["step"] or ""), f"{c['bytes'] / 2**20:.1f}"] for c in found
+    found = [
+        row
+        for row in listed.checkpoints(_home()[0], sort)
+        if run in (None, row["run"]) and phase in (None, row["phase"])
+        if since is None or row["created"] >= since.timestamp()
     ]
-    put(found, show.table(rows, right=(3, 4)) if found else "no checkpoints yet", as_json)
+    put(found, listed.checkpoint_table(found, sort) if found else "no checkpoints yet", as_json)
+
+
+@app.command()
+def compare(
+    given: Annotated[list[str], typer.Argument(metavar="A B ...", help="folders, or RUN/PHASE; the others against A")],
+    test_set: Annotated[
+        str | None, typer.Option(help="name of the test set; default: the one all were judged on")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="what is tested; may be given several times")] = None,
+    count: Annotated[int, typer.Option("--samples", min=0, help="documents in full, worst first")] = 10,
+    export: Annotated[Path | None, typer.Option(help="also write FILE.md, FILE.csv or FILE.json")] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics, paired tests, settings that differ and the documents that got worse.
+
+    Example: hybridsum.py compare pocket-1/phase1 pocket-1/phase3 --export comparison.md
+    """
+    from jobs import compare_tests, compare_text
+
+    value = compare_tests.full(_home()[0], given, test_set, metric or [], count)
+    if export:
+        compare_text.export(value, export)
+    put(value, compare_text.text(value), as_json)
 
 
 @app.command()
 def forgetting(
     run: Annotated[str, typer.Argument(help="name of a run")],
-    metric: Annotated[str | None, typer.Option(help="rouge1, rouge2, rougeL or nll")] = None,
+    metric: Annotated[str | None, typer.Option(help="rougeL, bertscore_f1, nll, term_recall, ...")] = None,
+    others: Annotated[
+        list[str] | None, typer.Option("--with", help="the same recipe with another seed; repeatable")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a run learnt and forgot: scores after each phase, and their change against the base.
 
     Example: hybridsum.py forgetting demo-naive-0
     """
-    from jobs import results
+    from jobs import results, seeds
 
-    value = results.forgetting(*_home(), run, metric=metric)
-    put(value, results.forgetting_text(value), as_json)
+    home, records = _home()
+    value = results.forgetting(home, records, run, metric=metric)
+    both = metric is None and not as_json
+    text = results.report(home, records, value) if both else results.forgetting_text(value)
+    if others:
+        value["seeds"] = seeds.over_seeds(home, records, [run, *others], value["metric"])
+        text += f"\n\n{seeds.text(value['seeds'], value['metric'])}"
+    put(value, text, as_json)
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def promote(
+    checkpoint: Annotated[Path, typer.Argument(help="folder such as checkpoints/RUN/PHASE/final")],
+    regardless: Annotated[bool, typer.Option("--regardless", help="also if its gate failed")] = False,
+    as_json: Json = False,
+) -> None:
+    """Name the checkpoint of a run that is to be used: checkpoints/RUN/best. Refused if its gate failed.
+
+    Example: hybridsum.py promote checkpoints/pocket-1/phase3/final
+    """
+    from jobs import promote as promotion
+
+    value = promotion.promote(*_home(), checkpoint, regardless)
+    verdict = f"gate {value['gate'].upper()}" if value["gate"] else "no gate was declared, or it was not evaluated"
+    put(value, f"{value['run']}/best is now {value['phase']} ({verdict})", as_json)
+
+
+@app.command()
+def doctor(
+    reindex: Annotated[
+        bool, typer.Option("--reindex", help="first make the catalogue of evaluations anew from the checkpoints")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check versions, disk, runner, locks and GPU, with the command that mends what is wrong.
 
     Example: hybridsum.py doctor
     """
-    checks = health.examine(_home()[0])
+    home, records = _home()
+    if reindex:
+        from jobs import catalogue
+
+        count, complaints = catalogue.reindex(home, records)
+        for line in [*complaints, f"{count} evaluations are in the catalogue"]:
+            say(line)
+    checks = health.examine(home)
     value = health.value(checks)
     put(value, health.text(checks), as_json)
     if not value["ok"]:

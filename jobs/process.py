@@ -15,7 +15,7 @@ from engine import events as ev
 from engine import files
 from engine.settings import ConfigError, first_line
 from engine.work import Cancelled, Work
-from jobs import adjust, locks, show
+from jobs import adjust, gate, locks, show
 from jobs.home import Home
 from jobs.kinds import KINDS
 from jobs.records import CANCELLED, DONE, FAILED, Records
@@ -102,8 +102,8 @@ def _perform(home: Home, job_id: str, work: Work) -> dict[str, Any]:
         module, function = KINDS[work.kind]
         facts = show.finite(getattr(importlib.import_module(module), function)(work) or {})
         if work.kind == "evaluate":
-            _enter_evaluation(home, work, facts)
-        return {**facts, "outcome": DONE, "reason": "", "remedy": ""}
+            facts |= _enter_evaluation(home, work, facts)
+        return {"reason": "", "remedy": "", **facts, "outcome": DONE}
     except Cancelled:
         return {
             "outcome": CANCELLED,
@@ -151,9 +151,24 @@ def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
-def _enter_evaluation(home: Home, work: Work, facts: dict[str, Any]) -> None:
-    row = {name: facts[name] for name in ("test_set", "fingerprint", "metrics", "path")}
-    Records(home.records).add_evaluation({"run": work.run, "phase": work.phase, **row, "created": time.time()})
+def _enter_evaluation(home: Home, work: Work, facts: dict[str, Any]) -> dict[str, Any]:
+    """A row for the catalogue, and the verdict of the gate: {} without one, else {gate, and if it stops the line, why}."""
+    names = ("test_set", "fingerprint", "metrics", "path", "scored_by", "speed", "modality_gap", "test_file", "created")
+    row = {name: facts[name] for name in names if name in facts}
+    records = Records(home.records)
+    records.add_evaluation({"run": work.run, "phase": work.phase, "created": time.time(), **row})
+    try:
+        verdict = gate.after_evaluation(home, records, work.run, work.phase, work.settings, facts["test_set"])
+    except ConfigError as error:  # the scores stand; only this comparison cannot be made
+        print(f"warning: the gate has no verdict: {error}", file=sys.stderr)
+        return {}
+    if verdict is None:
+        return {}
+    print(f"gate {verdict['verdict'].upper()}: {'; '.join(verdict['reasons'])}")
+    if verdict["verdict"] != gate.FAILED_WORD or not work.settings.evaluate.gate.stop:
+        return {"gate": verdict}
+    reason = f"the gate of {work.phase} failed: {'; '.join(verdict['reasons'])}"
+    return {"gate": verdict, "reason": reason, "stops": True}
 
 
 class Reporter:

@@ -164,8 +164,11 @@ class Records:
             table.update(values, doc_ids=[job_id])
             return True
 
-    def end(self, job_id: str, expected: Iterable[str], state: str, reason: str = "", remedy: str = "") -> bool:
-        """Set a final state. Unless it is `done`, the jobs waiting for this one are blocked, in the same transaction."""
+    def end(
+        self, job_id: str, expected: Iterable[str], state: str, reason: str = "", remedy: str = "", stops: bool = False
+    ) -> bool:
+        """Set a final state. Unless it is `done`, the jobs waiting for this one are blocked, in the same transaction;
+        stops: they are blocked all the same, because its gate failed."""
         with self.transaction() as database:
             table = database.table("jobs")
             document = table.get(doc_id=job_id)
@@ -173,7 +176,7 @@ class Records:
                 return False
             now = time.time()
             table.update({"state": state, "ended": now, "reason": reason, "remedy": remedy}, doc_ids=[job_id])
-            if state != DONE:
+            if state != DONE or stops:
                 _block_descendants(table, job_id)
             return True
 
@@ -220,8 +223,27 @@ class Records:
         with self.transaction() as database:
             database.table("evaluations").upsert(Document(row, doc_id=f"{row['run']}/{row['phase']}/{row['test_set']}"))
 
-    def evaluations(self) -> list[dict]:
-        return [dict(row) for row in _open(self.path).table("evaluations").all()]
+    def evaluations(
+        self, run: str | None = None, phase: str | None = None, metric: str | None = None, since: float = 0.0
+    ) -> list[dict]:
+        """Summary rows: of a run, of a phase, of those that have a metric in some column, made since (unix seconds)."""
+        rows = (dict(row) for row in _open(self.path).table("evaluations").all())
+        return [
+            row
+            for row in rows
+            if run in (None, row["run"])
+            and phase in (None, row["phase"])
+            and row["created"] >= since
+            and (metric is None or any(metric in column for column in row["metrics"].values()))
+        ]
+
+    def replace_evaluations(self, rows: Iterable[dict]) -> None:
+        """Put these summary rows in the place of all there are."""
+        with self.transaction() as database:
+            table = database.table("evaluations")
+            table.truncate()
+            for row in rows:
+                table.upsert(Document(row, doc_id=f"{row['run']}/{row['phase']}/{row['test_set']}"))
 
 
 def _jobs(database: TinyDB) -> dict[str, Job]:
@@ -248,9 +270,14 @@ def _block_descendants(table: Table, job_id: str) -> None:
 
 
 def _block(table: Table, job_id: str, parent: Job) -> None:
-    what = {FAILED: "failed", CANCELLED: "was cancelled", BLOCKED: "is blocked"}.get(parent.state, parent.state)
-    reason = f"waits for job {parent.id} ({title(parent)}), which {what}"
-    remedy = f"hybridsum.py retry {parent.id}"
+    words = {
+        FAILED: "which failed",
+        CANCELLED: "which was cancelled",
+        BLOCKED: "which is blocked",
+        DONE: "whose gate failed",
+    }
+    reason = f"waits for job {parent.id} ({title(parent)}), {words.get(parent.state, f'which is {parent.state}')}"
+    remedy = f"hybridsum.py retry {job_id if parent.state == DONE else parent.id}"  # the first goes on regardless
     table.update({"state": BLOCKED, "ended": time.time(), "reason": reason, "remedy": remedy}, doc_ids=[job_id])
 
 

@@ -1,58 +1,85 @@
-"""What came out: the forgetting table of a run, and the checkpoints on disk. Light; scipy is imported on demand."""
+"""What came out: the forgetting table of a run. Light; scipy is imported on demand."""
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from typing import NamedTuple
 
+from engine.evaluation.table import HEADLINE, METRICS, columns_in_order, digits
 from engine.settings import ConfigError, Settings
+from jobs import gate, matrix, scores
 from jobs.home import Home
 from jobs.records import Job, Records
 from jobs.submit import load_about_settings, read_spec
 
-METRICS = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "nll": "NLL per token"}
-LOWER_IS_BETTER = ("nll",)
-COLUMNS = ("papers", "videos", "general")
+TRUE_ZERO = ("rouge1", "rouge2", "rougeL", "rougeLsum", "term_recall", "term_precision")  # a percentage means something
 
 
-def forgetting(home: Home, records: Records, run: str, metric: str | None = None, statistics: bool = True) -> dict:
-    """The matrix R of a run: row 0 the base, then the phases; columns papers and videos; ROUGE 0-100, nll in nats.
+class Measured(NamedTuple):
+    """The evaluations of a run on one test set. names: rows in order, base first; measured: {row: evaluation}."""
 
-    change: last measured row minus base.  backward_transfer: last row minus the row in which a column has its largest
-    share of the mixture; null where that is the last row (learnt last).  Cells not measured are null.
-    statistics=False leaves out intervals, p and the gate, which take seconds. Raises ConfigError for an unknown run.
-    """
+    names: list[str]
+    measured: dict[str, dict]
+    settings: Settings | None
+
+    @property
+    def last(self) -> int:
+        """The number of the last measured row."""
+        return max((number for number, name in enumerate(self.names) if name in self.measured), default=0)
+
+
+def measured_rows(home: Home, records: Records, run: str, test_set: str | None = None) -> Measured:
+    """test_set: by default the one that most phases were judged on. Raises ConfigError for an unknown run."""
     jobs = [job for job in records.jobs().values() if job.run == run]
-    rows_of_run = [row for row in records.evaluations() if row["run"] == run]
-    if not jobs and not rows_of_run:
+    rows = records.evaluations(run=run)
+    if not jobs and not rows:
         known = sorted({job.run for job in records.jobs().values()})
         raise ConfigError(f"run {run}: no such run. Known: {', '.join(known) or 'none yet'}")
     settings = _settings(home, run, jobs)
-    metric = metric or (settings.evaluate.metric if settings else "rougeL")
+    measured = _of_one_test_set([row for row in rows if test_set in (None, row["test_set"])])
+    return Measured(_rows(settings, jobs, measured), measured, settings)
+
+
+def forgetting(home: Home, records: Records, run: str, metric: str | None = None, statistics: bool = True) -> dict:
+    """The matrix R of a run: row 0 the base, then the phases; columns papers, videos and any other that was measured.
+
+    ROUGE, BERTScore and other shares stand as 0-100, nll in nats. A column that lacks the metric but has a likelihood
+    shows that: metric_of tells. change: last measured row minus base. backward_transfer: last row minus the row in
+    which a column has its largest share of the mixture; null where that is the last row. Further: forgetting,
+    forward_transfer, retention, base_retention (matrix.py), and intransigence where a joint run of the same base was
+    judged on the same test set. Cells not measured are null.
+    statistics=False leaves out intervals, p and the gate, which take seconds. Raises ConfigError for an unknown run.
+    """
+    found = measured_rows(home, records, run)
+    metric = metric or (found.settings.evaluate.metric if found.settings else "rougeL")
     if metric not in METRICS:
         raise ConfigError(f"--metric {metric}: unknown. Use one of {', '.join(METRICS)}")
-    measured = _of_one_test_set(rows_of_run)
-    names = _rows(settings, jobs, measured)
-    columns = [c for c in COLUMNS if any(metric in row["metrics"].get(c, {}) for row in measured.values())]
-    columns = columns or ["papers", "videos"]
-    matrix = [[measured.get(name, {}).get("metrics", {}).get(c, {}).get(metric) for c in columns] for name in names]
-    last = max((number for number, name in enumerate(names) if name in measured), default=0)
-    value = {"run": run, "metric": metric, "rows": names, "columns": columns, "matrix": matrix, "change": {}}
-    value["backward_transfer"] = {
-        column: _backward_transfer(settings, names, [line[k] for line in matrix], column, last)
-        for k, column in enumerate(columns)
-    }
-    value["gate"] = None
+    columns = columns_in_order({c for row in found.measured.values() for c in row["metrics"]}) or ["papers", "videos"]
+    metric_of = {column: _metric_of(found.measured, column, metric) for column in columns}
+    cells = [[_cell(found.measured, name, c, metric_of[c]) for c in columns] for name in found.names]
+    value = {"run": run, "metric": metric, "rows": found.names, "columns": columns, "matrix": cells, "change": {}}
+    value["metric_of"] = metric_of
+    value |= _transfer(home, records, run, found, value) | {"gate": None}
     for k, column in enumerate(columns):
-        first, final = matrix[0][k], matrix[last][k]
-        if last and first is not None and final is not None:
+        first, final = cells[0][k], cells[found.last][k]
+        if found.last and first is not None and final is not None:
             value["change"][column] = {
                 "points": final - first,
                 "percent": 100 * (final - first) / first if first else None,
-                "n": measured[names[last]]["metrics"][column]["n"],
+                "n": found.measured[found.names[found.last]]["metrics"][column].get("n"),
             }
-    if statistics and last and "base" in measured:
-        _add_statistics(value, measured["base"], measured[names[last]], names[last], settings)
+    if statistics and found.last and "base" in found.measured:
+        _add_statistics(value, found)
     return value
+
+
+def _metric_of(measured: dict[str, dict], column: str, metric: str) -> str:
+    """The metric, or nll where a column (plain documents, say) has only that."""
+    given = {name for row in measured.values() for name in row["metrics"].get(column, {})}
+    return "nll" if metric not in given and "nll" in given else metric
+
+
+def _cell(measured: dict[str, dict], name: str, column: str, metric: str) -> float | None:
+    return measured.get(name, {}).get("metrics", {}).get(column, {}).get(metric)
 
 
 def _of_one_test_set(rows: list[dict]) -> dict[str, dict]:
@@ -83,102 +110,149 @@ def _rows(settings: Settings | None, jobs: list[Job], measured: dict[str, dict])
     return ["base", *(name for name in planned if name in known), *others]
 
 
-def _backward_transfer(
-    settings: Settings | None, names: list[str], values: list[float | None], column: str, last: int
-) -> float | None:
-    shares = {phase.name: phase.mixture.get(column, 0.0) for phase in settings.curriculum.phases} if settings else {}
-    learning = max(range(1, len(names)), key=lambda number: shares.get(names[number], 0.0), default=0)
-    if not shares.get(names[learning], 0.0) or learning >= last:
+# -- transfer -----------------------------------------------------------------------------------------------------
+
+
+def _transfer(home: Home, records: Records, run: str, found: Measured, value: dict) -> dict:
+    """The quantities of matrix.py for every column."""
+    joint = _joint_run(home, records, run, found)
+    kept = ("backward_transfer", "forgetting", "forward_transfer", "retention", "base_retention", "intransigence")
+    told: dict[str, dict] = {name: {} for name in kept}
+    for k, column in enumerate(value["columns"]):
+        metric, values = value["metric_of"][column], [line[k] for line in value["matrix"]]
+        shares = _shares(found, column)
+        learning, better = matrix.learning_row(shares), METRICS[metric].better
+        told["backward_transfer"][column] = matrix.backward_transfer(values, learning, found.last)
+        told["forgetting"][column] = matrix.forgetting(values, learning, found.last, better)
+        told["forward_transfer"][column] = matrix.forward_transfer(values, matrix.first_row(shares))
+        if metric in TRUE_ZERO:
+            told["retention"][column] = matrix.retention(values, learning, found.last)
+            told["base_retention"][column] = matrix.base_retention(values)
+        if joint:
+            cell = joint["metrics"].get(column, {}).get(metric)
+            told["intransigence"][column] = matrix.intransigence(values, learning, cell, better)
+    return told | {"joint": f"{joint['run']}/{joint['phase']}" if joint else None}
+
+
+def _shares(found: Measured, column: str) -> list[float]:
+    phases = found.settings.curriculum.phases if found.settings else ()
+    mixtures = {phase.name: phase.mixture for phase in phases}
+    return [mixtures.get(name, {}).get(column, 0.0) for name in found.names]
+
+
+def _joint_run(home: Home, records: Records, run: str, found: Measured) -> dict | None:
+    """The newest evaluation, on this test set, of another run that learns papers and videos together in one phase."""
+    if not found.measured or not found.settings:
         return None
-    return None if None in (values[last], values[learning]) else values[last] - values[learning]
+    test_set = next(iter(found.measured.values()))["test_set"]
+    rows = [row for row in records.evaluations() if row["run"] != run and row["test_set"] == test_set]
+    for row in sorted(rows, key=lambda row: -row["created"]):
+        about = home.final(row["run"], row["phase"]) / "about.json"
+        if row["phase"] == "base" or not about.exists():
+            continue
+        try:
+            settings = load_about_settings(json.loads(about.read_bytes()), about.parent)
+        except ConfigError:
+            continue  # a run of another version is no joint run of this one
+        phases = settings.curriculum.phases
+        same_base = settings.model.model_dump(exclude={"adapter"}) == found.settings.model.model_dump(
+            exclude={"adapter"}
+        )
+        if len(phases) == 1 and same_base and all(phases[0].mixture.get(c, 0) > 0 for c in ("papers", "videos")):
+            return row
+    return None
 
 
-def _add_statistics(value: dict, base: dict, final: dict, name: str, settings: Settings | None) -> None:
-    from engine.evaluation.statistics import FAILED, PASSED, UNDECIDED, non_inferior, paired
+# -- statistics ---------------------------------------------------------------------------------------------------
 
+
+def _add_statistics(value: dict, found: Measured) -> None:
+    name = found.names[found.last]
+    old, new = (scores.documents(found.measured[row]["path"]) for row in ("base", name))
     for column, change in value["change"].items():
-        found = paired(_differences(base, final, column, value["metric"]))
-        change |= {"ci95": list(found.ci95), "p": found.p, "n": found.n}
-    gate = settings.evaluate.gate if settings else None
-    margins = {c: m for c in value["columns"] if gate and (m := getattr(gate, c, None)) is not None}
-    if not gate or not margins:
-        return
-    verdicts, reasons = [], []
-    for column, margin in margins.items():
-        found = paired(_differences(base, final, column, gate.metric))
-        verdict = non_inferior(found, margin)
-        verdicts.append(verdict)
-        reasons.append(
-            f"{column}: {found.mean:+.2f} {METRICS[gate.metric]} against base, 95 % bounds {found.lower:+.2f} and "
-            f"{found.upper:+.2f}, margin {margin:+.2f}, {found.n} documents: {verdict}"
-        )
-    worst = next(v for v in (FAILED, UNDECIDED, PASSED) if v in verdicts)
-    value["gate"] = {
-        "verdict": worst,
-        "margins": margins,
-        "against": "base",
-        "metric": gate.metric,
-        "row": name,
-        "reasons": reasons,
-    }
+        metric = value["metric_of"][column]
+        if not any(key[0] == column for key in new):
+            continue  # only its mean was stored
+        told = scores.compared(old, new, column, metric)
+        change |= {"ci95": list(told.ci95), "p": told.p, "n": told.n, "detectable": told.detectable}
+    value["gate"] = gate.verdict(found.measured, found.names, name, found.settings)
 
 
-def _differences(base: dict, final: dict, column: str, metric: str) -> list[float]:
-    """Per document, final minus base; scaled so that the mean is the difference of the two cells."""
-    old, new = _documents(base), _documents(final)
-    shared = [key for key in new if key in old and key[0] == column]
-    if not shared:
-        raise ConfigError(
-            f"{final['path']}: shares no document with {base['path']}. Evaluate both on the same test set"
-        )
-    if metric in LOWER_IS_BETTER:
-        tokens = {key: new[key]["summary_tokens"] for key in shared}
-        scale = {key: count * len(shared) / sum(tokens.values()) for key, count in tokens.items()}
-    else:
-        scale = dict.fromkeys(shared, 100.0)
-    return [scale[key] * (new[key]["scores"][metric] - old[key]["scores"][metric]) for key in shared]
-
-
-def _documents(evaluation: dict) -> dict[tuple[str, str], dict]:
-    """{(column, document id): row} of a stored evaluation."""
-    from engine.corpus.split import COLUMNS
-
-    path = Path(evaluation["path"])
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: the scores of the documents are gone ({error.strerror}). Evaluate again") from None
-    rows = [json.loads(line) for line in lines]
-    return {(COLUMNS[row["modality"]], row["id"]): row for row in rows}
+# -- for a terminal -----------------------------------------------------------------------------------------------
 
 
 def forgetting_text(value: dict) -> str:
     """The forgetting table for a terminal: signed changes against base, and what they are worth."""
-    columns, lower = value["columns"], value["metric"] in LOWER_IS_BETTER
-    digits = 3 if lower else 1
+    columns, metric_of = value["columns"], value["metric_of"]
     width = max([len(name) for name in value["rows"]] + [5])
-    lines = [f"{value['run']} · {METRICS[value['metric']]}" + (" (lower is better)" if lower else "")]
-    lines.append(" " * width + "".join(f"{column:>12}{'':10}" for column in columns).rstrip())
+    lower = METRICS[value["metric"]].better < 0
+    lines = [f"{value['run']} · {METRICS[value['metric']].label}" + (" (lower is better)" if lower else "")]
+    heads = [column if metric_of[column] == value["metric"] else f"{column} nats" for column in columns]
+    lines.append(" " * width + "".join(f"{head:>12}{'':10}" for head in heads).rstrip())
     for name, row in zip(value["rows"], value["matrix"], strict=True):
-        cells = []
-        for cell, base in zip(row, value["matrix"][0], strict=True):
-            change = (
-                ""
-                if None in (cell, base) or name == "base"
-                else f" {cell - base:+.{digits}f} {sign(cell - base, lower)}"
-            )
-            cells.append(f"{'not measured' if cell is None else f'{cell:.{digits}f}':>12}{change:10}")
+        cells = [
+            _text_cell(cell, None if name == "base" else base, metric_of[column])
+            for cell, base, column in zip(row, value["matrix"][0], columns, strict=True)
+        ]
         lines.append(f"{name:<{width}}" + "".join(cells).rstrip())
-    for column, change in value["change"].items():
-        percent = "" if change["percent"] is None else f" ({change['percent']:+.0f} %)"
-        text = f"{column}: {change['points']:+.{digits}f}{percent} against base"
-        if "ci95" in change:
-            low, high = change["ci95"]
-            text += f", 95 % [{low:+.{digits}f}, {high:+.{digits}f}], p {change['p']:.4f}, {change['n']} documents"
-        lines.append(text)
+    lines += [_change_text(column, change, metric_of[column]) for column, change in value["change"].items()]
+    lines += _transfer_text(value)
     if value["gate"]:
         lines.append(f"gate: {value['gate']['verdict'].upper()} ({'; '.join(value['gate']['reasons'])})")
     return "\n".join(lines)
+
+
+def report(home: Home, records: Records, value: dict) -> str:
+    """The table of `forgetting`, and below it that of BERTScore F1 where it was measured and is not the first."""
+    other = HEADLINE[1] if value["metric"] != HEADLINE[1] else HEADLINE[0]
+    second = forgetting(home, records, value["run"], other)
+    measured = any(
+        cell is not None and second["metric_of"][c] == other
+        for row in second["matrix"]
+        for c, cell in zip(second["columns"], row, strict=True)
+    )
+    text = forgetting_text(value)
+    return f"{text}\n\n{forgetting_text(second | {'gate': None})}" if measured else text
+
+
+def _text_cell(cell: float | None, base: float | None, metric: str) -> str:
+    places = digits(metric)
+    change = ""
+    if cell is not None and base is not None:
+        change = f" {cell - base:+.{places}f} {judged(cell - base, metric)}"
+    return f"{'–' if cell is None else f'{cell:.{places}f}':>12}{change:10}"
+
+
+def _change_text(column: str, change: dict, metric: str) -> str:
+    places = digits(metric)
+    percent = "" if change["percent"] is None else f" ({change['percent']:+.0f} %)"
+    text = f"{column}: {change['points']:+.{places}f}{percent} against base"
+    if "ci95" in change:
+        low, high = change["ci95"]
+        text += f", 95 % [{low:+.{places}f}, {high:+.{places}f}], p {change['p']:.4f}, {change['n']} documents"
+        if low <= 0 <= high:
+            text += f"; no difference shown (detectable: {change['detectable']:.{places}f})"
+    return text
+
+
+def _transfer_text(value: dict) -> list[str]:
+    """One line for each quantity that has a value in some column."""
+    names = {
+        "backward_transfer": "backward transfer",
+        "forgetting": "forgetting (final row excluded)",
+        "forward_transfer": "forward transfer",
+        "intransigence": f"short of joint training ({value['joint']})",
+    }
+    lines = []
+    for key, words in names.items():
+        told = [
+            f"{column} {cell:+.{digits(value['metric_of'][column])}f}"
+            for column, cell in value[key].items()
+            if cell is not None
+        ]
+        lines += [f"{words}: {', '.join(told)}"] if told else []
+    kept = [f"{column} {cell:.1f} %" for column, cell in value["retention"].items() if cell is not None]
+    return lines + ([f"retention: {', '.join(kept)}"] if kept else [])
 
 
 def sign(change: float, lower_is_better: bool = False, tolerance: float = 0.05) -> str:
@@ -187,23 +261,8 @@ def sign(change: float, lower_is_better: bool = False, tolerance: float = 0.05) 
     return "▲" if better > tolerance else "▼" if better < -tolerance else "·"
 
 
-def checkpoints(home: Home) -> list[dict]:
-    """Every finished checkpoint: {path, run, phase, step, created, metrics, bytes, parent}, oldest first."""
-    found = []
-    for path in home.checkpoints.glob("*/*/final/about.json"):
-        about, folder = json.loads(path.read_bytes()), path.parent
-        listed = json.loads((folder / "manifest.json").read_bytes())
-        summaries = [
-            json.loads(p.read_bytes()) | {"test_set": p.stem} for p in sorted((folder / "evaluations").glob("*.json"))
-        ]
-        found.append({
-            "path": str(folder),
-            "run": about["run"],
-            "phase": about["phase"],
-            "step": about["step"],
-            "created": about["created"],
-            "metrics": {summary["test_set"]: summary["metrics"] for summary in summaries},
-            "bytes": sum(entry["bytes"] for entry in listed.values()),
-            "parent": about["parent"],
-        })  # fmt: skip
-    return sorted(found, key=lambda row: row["created"])
+def judged(change: float, metric: str) -> str:
+    """The sign of a change of a metric; one that has no better direction gets a dot."""
+    better = METRICS[metric].better
+    tolerance = 0.05 if METRICS[metric].scale == 100 else 0.005
+    return sign(change, better < 0, tolerance) if better else "·"

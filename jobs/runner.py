@@ -292,6 +292,7 @@ class Runner:
             "HYBRIDSUM_ATTEMPT": str(attempt),
             "HYBRIDSUM_DEVICE": slot.name,
             "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
+            "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
         }
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -383,7 +384,7 @@ class Runner:
             return
         if self.home.job(job.id).exists():
             Writer(self.home.events(job.id), job.attempt)(ended)
-        self.records.end(job.id, [QUEUED, RUNNING], ended.outcome, ended.reason, ended.remedy)
+        self.records.end(job.id, [QUEUED, RUNNING], ended.outcome, ended.reason, ended.remedy, ended.stops)
         log.info("job %s: %s %s", job.id, ended.outcome, ended.reason)
 
 
@@ -392,7 +393,8 @@ def read_result(path: Path) -> Ended | None:
     try:
         content = json.loads(path.read_bytes())
         if content["outcome"] in (DONE, FAILED, CANCELLED):
-            return Ended(content["outcome"], str(content.get("reason", "")), str(content.get("remedy", "")))
+            words = (str(content.get(name, "")) for name in ("reason", "remedy"))
+            return Ended(content["outcome"], *words, stops=bool(content.get("stops")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

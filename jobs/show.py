@@ -94,8 +94,9 @@ def is_last(event: ev.Event) -> bool:
 
 def _scores(metrics: dict[str, Any]) -> str:
     """The scores of a column that a line of text has room for."""
-    names = {"rougeL": "ROUGE-L {:.1f}", "nll": "nll {:.3f}", "n": "({:.0f} documents)"}
-    return " ".join(form.format(metrics[name]) for name, form in names.items() if name in metrics)
+    names = {"rougeL": "ROUGE-L {:.1f}", "bertscore_f1": "BERTScore F1 {:.1f}", "nll": "nll {:.3f}"}
+    told = [form.format(metrics[name]) for name, form in names.items() if metrics.get(name) is not None]
+    return " ".join([*told, f"({metrics['n']:.0f} documents)"] if "n" in metrics else told)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -146,13 +146,72 @@ def engine() -> list[str]:
     ]
 
 
+def evaluation() -> list[str]:
+    """Summaries of 96 documents as an evaluation writes them, against transformers' generate one document at a time."""
+    import torch
+
+    from engine.base import new_model, train_tokenizer
+    from engine.batches import Encoder
+    from engine.configs import load
+    from engine.corpus import pocket
+    from engine.corpus.split import assemble
+    from engine.evaluation.generate import generate
+
+    torch.set_num_threads(1)
+    settings = load(PROJECT / "configs" / "pocket.yaml", ["data.papers=data/pocket/papers.jsonl"])
+    tokenizer = train_tokenizer(assemble(settings.data), settings.model.build)
+    model = new_model(settings.model.build, tokenizer, settings.data.max_length).eval()
+    encoder, room = Encoder(tokenizer, settings.data), settings.generate.max_new_tokens
+    records = pocket.papers(48, "bench") + pocket.videos(48, "bench")
+    prompts = encoder.prompts(records, room)
+    stop = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+
+    def batched() -> None:
+        for _ in generate(
+            model, encoder, records, room, settings.evaluate.batch_size, budget=settings.evaluate.batch_tokens
+        ):
+            pass
+
+    def one_by_one() -> None:
+        with torch.inference_mode():
+            for prompt in prompts:
+                model.generate(input_ids=torch.tensor([prompt.ids]), max_new_tokens=room, do_sample=False, **stop)
+
+    took = alternating(3, batched=batched, one_by_one=one_by_one)
+    rates = {name: len(records) / value for name, value in took.items()}
+    return [
+        f"| evaluation: summaries of 96 documents of {room} tokens, one thread | {rates['batched']:.1f} documents/s | "
+        f"one document at a time: {rates['one_by_one']:.1f}, ratio {took['one_by_one'] / took['batched']:.1f} |"
+    ]
+
+
+def comparison() -> list[str]:
+    """All the tests of a comparison need for one metric of 5,000 documents, and the same with scipy's defaults."""
+    import numpy as np
+    from scipy.stats import bootstrap, permutation_test
+
+    from engine.evaluation.statistics import paired
+
+    values = np.random.default_rng(0).normal(0.01, 1, 5000)
+
+    def plain() -> None:
+        for level in (0.95, 0.90):
+            bootstrap((values,), np.mean, confidence_level=level, method="BCa", rng=np.random.default_rng(0))
+        permutation_test((values,), np.mean, permutation_type="samples", vectorized=True, rng=np.random.default_rng(0))
+
+    took = alternating(3, ours=lambda: paired(values), plain=plain)
+    return [
+        f"| p and intervals of one metric over 5,000 documents | {took['ours']:.2f} s | scipy called plainly: {took['plain']:.2f} s |"
+    ]
+
+
 def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     return f"{os.cpu_count()} CPU cores, {memory:.0f} GiB, no GPU in use, Python {platform.python_version()}"
 
 
 def main() -> None:
-    rows = [*dashboard(), *ledger(), *engine()]
+    rows = [*dashboard(), *ledger(), *engine(), *evaluation(), *comparison()]
     table = "\n".join(["| what | measured | beside it, in the same run |", "|---|---|---|", *rows])
     text = f"{START}\n`make bench` on {machine()}, {datetime.date.today()}. Medians; the sides of a row took turns.\n\n{table}\n{END}"
     print(text)

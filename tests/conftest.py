@@ -30,7 +30,7 @@ curriculum:
 ewc: {{lambda: 1.0, unit: per_token, fisher_samples: 8, fisher_batch_size: 3}}
 distil: {{base_records: 6}}
 train: {{learning_rate: 1.0e-2, per_device_train_batch_size: 2, gradient_accumulation_steps: 2, save_steps: 2, threads: 1}}
-evaluate: {{batch_size: 4}}
+evaluate: {{batch_size: 4, bertscore_model: none}}
 generate: {{max_new_tokens: 8}}
 """
 

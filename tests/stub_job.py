@@ -60,7 +60,12 @@ def main(folder: Path) -> int:
             files.replace_json(folder / "result.json", {"outcome": "cancelled", "reason": f"at step {step}"})
             return 0
     files.replace_json(
-        folder / "result.json", {"outcome": spec.get("outcome", "done"), "reason": spec.get("reason", "")}
+        folder / "result.json",
+        {
+            "outcome": spec.get("outcome", "done"),
+            "reason": spec.get("reason", ""),
+            "stops": spec.get("stops", False),
+        },
     )
     return 0
 

@@ -32,10 +32,10 @@ def home(tmp_path, monkeypatch) -> Home:
 def engine(home, monkeypatch):
     """Put a function in the place of the engine, for a job of any kind."""
 
-    def install(function, kind="phase"):
+    def install(function, kind="phase", settings=None):
         folder = str(home.phase("r", "phase1"))
         job = {"kind": kind, "run": "r", "phase": "phase1", "model": "m", "folder": folder, "run_folder": folder}
-        home.spec("1").write_text(yaml.safe_dump({"job": job, "settings": dump(Settings())}))
+        home.spec("1").write_text(yaml.safe_dump({"job": job, "settings": dump(settings or Settings())}))
         monkeypatch.setitem(sys.modules, "made_up", types.SimpleNamespace(run=function))
         monkeypatch.setitem(KINDS, kind, ("made_up", "run"))
 
@@ -147,6 +147,40 @@ def test_evaluation_enters_the_catalogue(home, engine):
     assert process.main("1") == 0
     row = Records(home.records).evaluations()[0]
     assert (row["run"], row["phase"], row["metrics"]) == ("r", "phase1", {"papers": {"nll": 1.5}})
+
+
+@pytest.mark.parametrize(("stop", "stops"), [(True, True), (False, False)])
+def test_a_failed_gate_stops_the_line_or_not(home, engine, capsys, stop, stops):
+    rows = {"base": 0.5, "phase1": 0.3}
+    for phase, score in rows.items():
+        home.run("r").mkdir(parents=True, exist_ok=True)
+        lines = [
+            {"id": str(n), "modality": "video", "scores": {"rougeL": score + n / 1000}, "summary_tokens": 1}
+            for n in range(9)
+        ]
+        (home.run("r") / phase).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = {"videos": {"rougeL": 1.0}}
+    base = {"run": "r", "phase": "base", "test_set": "t", "metrics": metrics, "path": str(home.run("r") / "base")}
+    Records(home.records).add_evaluation(base | {"created": 1.0})
+    facts = {"test_set": "t", "fingerprint": "f", "metrics": metrics, "path": str(home.run("r") / "phase1")}
+    gate = {"videos": -1.0, "stop": stop}
+    engine(lambda work: facts, kind="evaluate", settings=Settings.model_validate({"evaluate": {"gate": gate}}))
+    assert process.main("1") == 0
+    found = result(home)
+    assert found["outcome"] == "done" and found["gate"]["verdict"] == "failed" and found.get("stops", False) is stops
+    assert ("the gate of phase1 failed: videos: -20.00 ROUGE-L against base" in found["reason"]) is stops
+    assert "gate FAILED: videos: -20.00" in capsys.readouterr().out
+
+
+def test_a_gate_that_cannot_be_judged_leaves_the_evaluation_done(home, engine, capsys):
+    metrics = {"videos": {"rougeL": 1.0}}
+    row = {"test_set": "t", "fingerprint": "f", "metrics": metrics, "path": "/gone.jsonl"}
+    Records(home.records).add_evaluation(row | {"run": "r", "phase": "base", "created": 1.0})
+    settings = Settings.model_validate({"evaluate": {"gate": {"videos": -1.0}}})
+    engine(lambda work: row, kind="evaluate", settings=settings)
+    assert process.main("1") == 0
+    assert result(home)["outcome"] == "done" and "gate" not in result(home)
+    assert "the gate has no verdict: /gone.jsonl" in capsys.readouterr().err
 
 
 def test_a_second_process_of_the_same_job_is_refused(home, engine, capsys):

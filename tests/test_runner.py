@@ -106,6 +106,23 @@ def test_normal_job(box):
     assert box.home.queue.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_gate_that_failed_stops_the_line_until_a_person_lets_it_go_on(box):
+    first = box.submit(SHORT | {"stops": True, "reason": "the gate of phase1 failed"})
+    second = box.submit(SHORT, after=first)
+    third = box.submit(SHORT, after=second)
+    box.start()
+    assert box.ends(first, DONE).reason == "the gate of phase1 failed"
+    job = box.ends(second, BLOCKED, attempt=0)
+    assert job.reason == f"waits for job {first} (phase1), whose gate failed"
+    assert job.remedy == f"hybridsum.py retry {second}"
+    box.ends(third, BLOCKED, attempt=0)
+    with pytest.raises(ConfigError, match="is done, and only a job that ended badly is retried"):
+        steer.retry(box.home, box.records, first)
+    assert box.home.result(first).exists()
+    assert steer.retry(box.home, box.records, second) == [second, third]
+    box.ends(third, DONE)
+
+
 def test_second_runner_is_refused_and_names_the_first(box):
     first = box.start()
     box.wait(lambda: steer.status(box.home)["state"] == steer.LIVE and box.home.runner_pid.exists())

@@ -21,9 +21,9 @@ RUNNERS = {
 # The first are kept longest when the line is short.
 KEYS = (
     ("n", "queue"), ("?", "help"), ("q", "leave"), ("tab", "next pane"), ("enter", "open"), ("x", "cancel"), ("r", "retry"),
-    ("1-6", "panes"), ("z", "zoom"), ("/", "filter"), ("p", "pause"), ("m", "metric"), ("l", "log scale"), ("+ -", "priority"),
+    ("1-6", "panes"), ("z", "zoom"), ("/", "filter"), ("p", "pause"), ("m", "metric"), ("c", "compare"), ("l", "log scale"), ("+ -", "priority"),
 )  # fmt: skip
-ORDER = ("n", "enter", "x", "r", "p", "+ -", "/", "1-6", "tab", "z", "m", "l", "?", "q")
+ORDER = ("n", "enter", "x", "r", "p", "+ -", "/", "1-6", "tab", "z", "m", "c", "l", "?", "q")
 
 
 class Head(Drawn):

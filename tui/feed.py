@@ -29,7 +29,7 @@ KEPT = 48  # histories kept in memory
 RECENT = 20.0  # seconds for which a reading stands for the present
 LOG_SHOWN = 300
 OTHER_RUNS = 6
-METRICS = ("rougeL", "rouge1", "rouge2", "nll")
+METRICS = ("rougeL", "bertscore_f1", "rouge1", "rouge2", "nll", "term_recall")  # that the metric key goes through
 
 
 class Feed:
@@ -202,7 +202,8 @@ class Feed:
 
         table = forgetting(self.home, self.records, run, metric=metric, statistics=False)
         rows = tuple((name, tuple(values)) for name, values in zip(table["rows"], table["matrix"], strict=True))
-        return Scores(run, table["metric"], tuple(table["columns"]), rows)
+        metric_of = tuple(table["metric_of"][column] for column in table["columns"])
+        return Scores(run, table["metric"], tuple(table["columns"]), rows, metric_of=metric_of)
 
     def _with_verdict(self, scores: Scores, measured: list[dict]) -> Scores:
         """The verdict of the gate takes seconds, so it is asked for here and joins when `decide` has found it."""

@@ -59,6 +59,8 @@ class Monitor(Screen):
         Binding("shift+tab", "next(-1)", "next pane; shift+tab the one before", key_display=""),
         Binding("z", "zoom", "the active pane alone, or all again"),
         Binding("m", "metric", "next metric of the forgetting table"),
+        Binding("space", "mark", "mark the job's checkpoint; c compares those that are marked"),
+        Binding("c", "compare", "compare the marked checkpoints, or choose from all of them"),
         Binding("l", "log_scale", "losses on a logarithmic axis"),
         Binding("question_mark", "help", "this list", key_display="?"),
         Binding("escape", "back", "out of zoom or filter", key_display="esc"),
@@ -74,6 +76,7 @@ class Monitor(Screen):
         self._active, self._shown, self._zoomed = 1, 2, False
         self._selected: str | None = None  # None follows what runs
         self._metric: str | None = None
+        self._marks: list[str] = []  # RUN/PHASE of the checkpoints to compare
         self._feed: Feed | None = None
         self._timer: Timer | None = None
         self._busy = self._again = False
@@ -178,6 +181,32 @@ class Monitor(Screen):
     def action_move(self, rows: int) -> None:
         if not self._panes[self._active - 1].move(rows):
             self.query_one(LinePane).move(rows)
+
+    def action_mark(self) -> None:
+        if (row := self._row) is None:
+            return
+        if row.phase is None:
+            self.tell(f"job {row.id} makes no checkpoint that could be compared")
+        else:
+            name = f"{row.run}/{row.phase}"
+            rest = [mark for mark in self._marks if mark != name]
+            self._set_marks(rest if name in self._marks else [*rest, name])
+
+    def _set_marks(self, marks: list[str] | None) -> None:
+        self._marks = marks or []
+        self.query_one(LinePane).set_marks(self._marks)
+
+    def action_compare(self) -> None:
+        if self._feed is None:
+            return
+        if len(self._marks) > 1:
+            from tui.compare import Compare
+
+            self.app.push_screen(Compare(self.home, self._records(), self._marks))
+        else:
+            from tui.checkpoints import Checkpoints
+
+            self.app.push_screen(Checkpoints(self.home, self._records(), self._marks), self._set_marks)
 
     def action_log_scale(self) -> None:
         self.query_one(LossesPane).toggle_log()

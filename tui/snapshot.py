@@ -102,7 +102,10 @@ class Log:
 
 @dataclass(frozen=True)
 class Scores:
-    """The forgetting table of a run. gate: the verdict in words, empty until it is known."""
+    """The forgetting table of a run. gate: the verdict in words, empty until it is known.
+
+    metric_of: the metric of each column, where one (plain documents) has only a likelihood.
+    """
 
     run: str
     metric: str
@@ -110,6 +113,7 @@ class Scores:
     rows: tuple[tuple[str, tuple[float | None, ...]], ...]
     gate: str = ""
     gate_tone: str = "plain"
+    metric_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

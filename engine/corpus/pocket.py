@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from engine.corpus.records import Record, write_jsonl
+from engine.corpus.records import Record, write_hdf5, write_jsonl
 from engine.mixture import generator
 
 SIZES = {"papers": 2000, "videos": 2000, "pairs": 200, "documents": 400, "test": 100}  # test: of each modality
@@ -155,6 +155,7 @@ def write(folder: Path) -> None:
     write_jsonl(folder / "documents.jsonl", documents(SIZES["documents"], "train"))
     test = papers(SIZES["test"], "test") + videos(SIZES["test"], "test") + documents(SIZES["test"], "test")
     write_jsonl(folder / "test.jsonl", test)
+    write_hdf5(folder / "test.h5", test)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from textual.content import Content
 from textual.style import Style
 
+from engine.evaluation.table import METRICS, digits
 from tui.pane import Pane
 from tui.snapshot import Forgetting, Scores, Snapshot
 from tui.text import BOLD, DIM, GREEN, PLAIN, RED, YELLOW, pad, parts, shorten, wrapped
 
-NAMES = {"rougeL": "ROUGE-L", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "nll": "nats per token, less is better"}
 TONES = {"plain": PLAIN, "good": GREEN, "bad": RED, "warning": YELLOW}
 EMPTY = "Nothing measured yet for this run: evaluations fill this table."
 
@@ -22,7 +22,7 @@ class ForgettingPane(Pane):
         own = self._part.own if self._part else None
         if not own:
             return "Forgetting"
-        return f"Forgetting · {own.run} · {NAMES.get(own.metric, own.metric)}"
+        return f"Forgetting · {own.run} · {_named(own.metric)}"
 
     def body(self, width: int, height: int) -> list[Content]:
         part: Forgetting = self._part
@@ -37,7 +37,7 @@ class ForgettingPane(Pane):
         name_width = min(max(len(name) for name in [*names, "base"]), max(6, width // 3))
         cell = max(10, min(20, (width - name_width - 1) // max(1, len(own.columns))))
         head = parts(" " * (name_width + 1), (
-            "".join(pad(column, cell) for column in own.columns), DIM))  # fmt: skip
+            "".join(pad(_head(own, *names), cell) for names in zip(own.columns, _metrics(own), strict=True)), DIM))  # fmt: skip
         table = [_row(name, values, own.rows[0][1], own, name_width, cell) for name, values in own.rows]
         rest = [_other(other, own, name_width, cell) for other in part.others]
         room = max(0, height - 1 - len(table) - len(measuring) - len(gate))
@@ -47,7 +47,8 @@ class ForgettingPane(Pane):
 
 
 def _row(name: str, values, base, scores: Scores, name_width: int, cell: int) -> Content:
-    cells = [_cell(value, base[k], scores.metric, cell, values is base) for k, value in enumerate(values)]
+    metrics = _metrics(scores)
+    cells = [_cell(value, base[k], metrics[k], cell, values is base) for k, value in enumerate(values)]
     return parts(pad(name, name_width) + " ", *(piece for found in cells for piece in found))
 
 
@@ -57,9 +58,23 @@ def _other(other: Scores, own: Scores, name_width: int, cell: int) -> Content:
     values = dict(zip(other.columns, measured[-1][1], strict=True))
     base = dict(zip(other.columns, other.rows[0][1], strict=True))
     cells = [
-        _cell(values.get(column), base.get(column), own.metric, cell, len(measured) == 1) for column in own.columns
+        _cell(values.get(column), base.get(column), metric, cell, len(measured) == 1)
+        for column, metric in zip(own.columns, _metrics(own), strict=True)
     ]
     return parts((pad(_short(other), name_width) + " ", DIM), *(piece for found in cells for piece in found))
+
+
+def _named(metric: str) -> str:
+    return f"{METRICS[metric].label}{', less is better' if METRICS[metric].better < 0 else ''}"
+
+
+def _metrics(scores: Scores) -> tuple[str, ...]:
+    """The metric of each column."""
+    return scores.metric_of or (scores.metric,) * len(scores.columns)
+
+
+def _head(scores: Scores, column: str, metric: str) -> str:
+    return column if metric == scores.metric else f"{column} nats"
 
 
 def _short(other: Scores) -> str:
@@ -69,18 +84,18 @@ def _short(other: Scores) -> str:
 def _cell(value: float | None, base: float | None, metric: str, cells: int, is_base: bool) -> list:
     if value is None:
         return [(pad("–", cells), DIM)]
-    digits = 3 if metric == "nll" else 1
-    shown = f"{value:.{digits}f}"
+    places = digits(metric)
+    shown = f"{value:.{places}f}"
     if is_base or base is None:
         return [(pad(shown, cells), BOLD)]
     change = value - base
     sign, style = judged(change, metric)
-    return [f"{shown:<6}", (pad(f"{change:+.{digits}f} {sign}", cells - 6), style)]
+    return [f"{shown:<6}", (pad(f"{change:+.{places}f} {sign}", cells - 6), style)]
 
 
 def judged(change: float, metric: str) -> tuple[str, Style]:
     """▲ better, ▼ worse, · neither; of a likelihood in nats less is better."""
-    from jobs.results import LOWER_IS_BETTER, sign
+    from jobs.results import judged as found_better
 
-    found = sign(change, metric in LOWER_IS_BETTER)
+    found = found_better(change, metric)
     return found, {"▲": GREEN, "▼": RED}.get(found, DIM)

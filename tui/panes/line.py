@@ -32,6 +32,7 @@ class LinePane(Pane):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.filter = ""
+        self.marks: list[str] = []  # RUN/PHASE
         self.cursor: str | None = None
 
     def part(self, snapshot: Snapshot):
@@ -44,6 +45,10 @@ class LinePane(Pane):
         rows = self.rows
         if rows and self.cursor not in [row.id for row in rows]:
             self._go(rows[0].id)
+
+    def set_marks(self, marks: list[str]) -> None:
+        self.marks = marks
+        self.redraw()
 
     @property
     def rows(self) -> list[Row]:
@@ -97,8 +102,9 @@ class LinePane(Pane):
         first = min(max(0, place - room + 1 + (place < len(rows) - 1)), max(0, len(rows) - room))
         columns = _columns(rows, width)
         lines = [
-            _line(row, columns, width).stylize(CURSOR) if row is current else _line(row, columns, width)
+            drawn.stylize(CURSOR) if row is current else drawn
             for row in rows[first : first + room]
+            for drawn in [_line(row, columns, width, f"{row.run}/{row.phase}" in self.marks)]
         ]
         return [*lines, *[Content("")] * (room - len(lines)), *below]
 
@@ -117,13 +123,14 @@ def _columns(rows: list[Row], width: int) -> tuple[int, int, int, int]:
     return tuple(min(a, b) for a, b in zip(longest, most, strict=True))
 
 
-def _line(row: Row, columns: tuple[int, int, int, int], width: int) -> Content:
+def _line(row: Row, columns: tuple[int, int, int, int], width: int, marked: bool) -> Content:
     number, run, what, state = columns
     style = STYLES.get(row.state, PLAIN)
     rest = width - sum(columns) - 6
     fitted = pad(row.what if len(row.what) <= what else row.what.replace("evaluate ", "eval "), what)
     return parts(
-        (f"{SIGNS.get(row.state, '?')} ", style),
+        (SIGNS.get(row.state, "?"), style),
+        ("◆", CYAN) if marked else " ",
         pad(row.id, number, right=True) + " ",
         pad(row.run, run) + " ",
         fitted + " ",
@@ -164,7 +171,8 @@ def _about(row: Row, width: int, height: int) -> list[Content]:
         return [Content.styled(shorten(f"{row.stage}{far}, attempt {row.attempt}, process {row.pid}", width), DIM)]
     if not row.reason:
         return []
-    style = STYLES.get(row.state, PLAIN)
+    warned = row.state == "done"  # and yet there is a reason: its gate stopped the line
+    sign, style = ("!", YELLOW) if warned else (SIGNS.get(row.state, "?"), STYLES.get(row.state, PLAIN))
     remedy = wrapped(f"→ {row.remedy}", width, 1) if row.remedy else []
-    reason = wrapped(f"{SIGNS.get(row.state, '?')} {row.reason}", width, height - len(remedy))
+    reason = wrapped(f"{sign} {row.reason}", width, height - len(remedy))
     return [*(Content.styled(text, style) for text in reason), *(Content.styled(text, BOLD) for text in remedy)]
