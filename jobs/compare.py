@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 from engine import events as ev
 from engine.configs import settings_leaves
 from engine.corpus import terms
-from engine.corpus.records import read
-from engine.corpus.split import assemble
+from engine.corpus.split import assemble, read_test
 from engine.corpus.terms import Lexicon
 from engine.evaluation.table import HEADLINE, METRICS, columns_in_order
 from engine.settings import ConfigError, Settings
@@ -185,7 +184,7 @@ def ranked(found: Comparison, metric: str) -> list[Change]:
 def sources(found: Comparison) -> dict[str, str]:
     """{document id: source text}, from the test set's file or the held-out records. Raises ConfigError if it is gone."""
     path = found.sides[0].summary.get("test_file")
-    records = read(Path(path)) if path else assemble(found.settings.data).test
+    records = read_test(Path(path)) if path else assemble(found.settings.data).test
     return {record.id: record.source for record in records}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from engine.configs import dump, load
 from engine.corpus import terms
-from engine.corpus.records import read
+from engine.corpus.split import read_test
 from engine.evaluation import score
 from jobs.home import Home
 from jobs.records import Records
@@ -66,7 +66,7 @@ def _means(cells, count: int) -> dict:
 
 def judge(home: Home, run: str, phase: str, outputs: dict[str, str], overrides=(), encoder="e") -> Path:
     """A checkpoint judged on the bundled test set, really scored. outputs: {document id: text}; {} writes references."""
-    records = {record.id: record for record in read(POCKET / "test.jsonl")}
+    records = {record.id: record for record in read_test(POCKET / "test.jsonl")}
     rows = [
         {"id": r.id, "modality": r.modality, "source_tokens": 9, "summary_tokens": 10, "output_tokens": 5}
         | {"reference": r.summary, "output": outputs.get(r.id, r.summary), "scores": {"nll": 1.0}}

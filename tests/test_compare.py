@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine import events as ev
-from engine.corpus.records import read
+from engine.corpus.split import read_test
 from engine.evaluation.statistics import holm, paired
 from engine.settings import ConfigError
 from jobs import commands, compare, compare_tests, compare_text
@@ -17,7 +17,7 @@ from jobs.home import Home
 from jobs.records import Job, Records
 from tests.stored import POCKET, judge
 
-RECORDS = {record.id: record for record in read(POCKET / "test.jsonl")}
+RECORDS = {record.id: record for record in read_test(POCKET / "test.jsonl")}
 
 
 @pytest.fixture

@@ -22,7 +22,11 @@ def rows(path) -> list[dict]:
 def predictions(tmp_path):
     """The references themselves, in reverse order, the first of them left empty."""
     path = tmp_path / "out.jsonl"
-    lines = [{"id": row["id"], "prediction": row["summary"]} for row in reversed(rows(TEST.with_suffix(".jsonl")))]
+    lines = [
+        {"id": row["id"], "prediction": row["summary"]}
+        for row in reversed(rows(TEST.with_suffix(".jsonl")))
+        if "summary" in row
+    ]
     lines[-1]["prediction"] = ""
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path

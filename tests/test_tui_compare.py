@@ -6,7 +6,7 @@ import pytest
 from textual.pilot import Pilot
 
 from engine import events as ev
-from engine.corpus.records import read
+from engine.corpus.split import read_test
 from jobs.home import Home
 from jobs.records import Job, Records
 from tests.stored import POCKET, judge
@@ -21,7 +21,7 @@ def home(tmp_path) -> Home:
     """Two finished phases, one of which cuts the summaries of videos short."""
     made = Home(tmp_path)
     made.jobs.mkdir(parents=True)
-    videos = [record for record in read(POCKET / "test.jsonl") if record.modality == "video"]
+    videos = [record for record in read_test(POCKET / "test.jsonl") if record.modality == "video"]
     judge(made, "good", "phase1", {})
     short = {r.id: " ".join(r.summary.split()[: 20 - k // 6]) for k, r in enumerate(videos)}
     judge(made, "bad", "phase1", short, ["train.seed=4"])

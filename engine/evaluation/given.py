@@ -13,7 +13,8 @@ from pathlib import Path
 from engine import files
 from engine.configs import load
 from engine.corpus import terms
-from engine.corpus.records import HDF5_SUFFIXES, Record, read
+from engine.corpus.records import HDF5_SUFFIXES, Record
+from engine.corpus.split import read_test
 from engine.evaluation import bertscore, score
 from engine.settings import ConfigError, Settings
 
@@ -49,7 +50,7 @@ def run(predictions: Path, references: Path, out: Path | None, settings: Setting
 def _references(path: Path) -> list[Record]:
     """Records with summaries; or of a .txt file a reference a line, without sources."""
     if path.suffix.lower() != ".txt":
-        return read(path, modality=None)
+        return [record for record in read_test(path) if record.summary]  # plain documents have nothing to be predicted
     lines = _lines(path)
     if blank := [str(number) for number, line in enumerate(lines, 1) if not line.strip()]:
         raise ConfigError(f"{path}: line {', '.join(blank[:5])} is empty. A reference needs words")
