@@ -9,13 +9,15 @@ from engine.corpus.formats import shapes, table
 from engine.corpus.formats.rows import Options, Refused, Row, Warned
 from tests.conftest import PROJECT, shared
 
+PLAIN = Options()
 
-def found(path: Path, options: Options = Options()) -> tuple[list[Row], list[Refused], list[Warned]]:
+
+def found(path: Path, options: Options = PLAIN) -> tuple[list[Row], list[Refused], list[Warned]]:
     items = [item for source in table.sources([path]) for item in table.read(source, options)]
     return tuple([item for item in items if isinstance(item, kind)] for kind in (Row, Refused, Warned))
 
 
-def text(path: Path, options: Options = Options()) -> str:
+def text(path: Path, options: Options = PLAIN) -> str:
     (row,), refused, _ = found(path, options)
     assert not refused
     return row.content["source"]

@@ -5,6 +5,7 @@ a cue without time for text of the cue before. SubStation is read by pysubs2, an
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,7 +132,8 @@ def read_substation(path: Path, options: Options) -> Iterator[Found]:
     import pysubs2
 
     try:
-        subtitles = pysubs2.SSAFile.from_string(text, format_="ass" if "[V4+ Styles]" in text else "ssa")
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # about margins and layers
+            subtitles = pysubs2.SSAFile.from_string(text, format_="ass" if "[V4+ Styles]" in text else "ssa")
     except (pysubs2.Pysubs2Error, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         yield Refused("file", "not a SubStation file", str(error)[:120])
         return
