@@ -427,6 +427,53 @@ def resume(as_json: Json = False) -> None:
     put({"paused": None}, "the line goes on", as_json)
 
 
+# -- data -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="files or folders of any supported format")],
+    out: Annotated[Path, typer.Option("--out", help="records: .jsonl or .h5; with --split NAME_train, NAME_val, ...")],
+    kind: Annotated[
+        str, typer.Option("--as", help="papers, videos, pairs, documents, procedures, qa, records")
+    ] = "records",
+    maps: Annotated[
+        list[str] | None, typer.Option("--map", metavar="OURS=THEIRS", help="source=transcript, ...")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="0.8/0.1/0.1: by group, near-duplicates together")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="stop at the first refusal")] = False,
+    join: Annotated[bool, typer.Option("--join", help="make one text of a list of texts")] = False,
+    make_ids: Annotated[bool, typer.Option("--make-ids", help="make ids of the text where there are none")] = False,
+    without_summary: Annotated[bool, typer.Option("--without-summary", help="accept records without one")] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="keep only the first of equal texts")
+    ] = False,
+    max_refused: Annotated[float, typer.Option("--max-refused", help="fail above this share of refusals")] = 1.0,
+    times: Annotated[bool, typer.Option("--times", help="keep the times of transcripts")] = False,
+    no_speakers: Annotated[bool, typer.Option("--no-speakers", help="drop the names of speakers")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn files of any supported format into records; say what was refused, and why.
+
+    Example: hybridsum.py prepare talks/ --as videos --out data/talks.jsonl --split 0.8/0.1/0.1
+    """
+    from engine.corpus import prepare as work
+    from engine.corpus.formats.rows import Options
+    from jobs import preparing
+
+    request = work.Request(
+        tuple(inputs), kind, out, preparing.mapping(maps or []), preparing.shares(split), strict, join, make_ids,
+        without_summary, drop_duplicates, max_refused, Options(times, not no_speakers),
+    )  # fmt: skip
+    report = work.run(request, say)
+    put(report.facts(), preparing.text(report, inputs), as_json)
+    if report.failed:
+        say(report.failed)
+        raise typer.Exit(1)
+
+
 # -- the runner -------------------------------------------------------------------------------------------------
 
 

@@ -152,7 +152,13 @@ def _hdf5_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
         except UnicodeDecodeError as error:
             yield f"row {number}", f"not UTF-8 at byte {error.start}"
             continue
-        yield f"row {number}", {name: text for name, text in row.items() if text or name in ("source", "summary", "id")}
+        try:
+            extra = json.loads(row.pop("extra", "") or "{}")
+        except (ValueError, RecursionError):
+            yield f"row {number}", "the field extra is no JSON object"
+            continue
+        kept = {name: text for name, text in row.items() if text or name in ("source", "id")}
+        yield f"row {number}", {**extra, **kept} if isinstance(extra, dict) else kept
 
 
 def _opened(path: Path):
