@@ -55,7 +55,7 @@ def learner(model, settings: Settings, anchors: list, contrast: Contrast | None)
 
 
 def main() -> None:
-    models.prepare(Settings().train)
+    models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
     config = MistralConfig(
         vocab_size=WORDS, hidden_size=512, intermediate_size=1792, num_hidden_layers=12, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=1024, sliding_window=None, tie_word_embeddings=True,

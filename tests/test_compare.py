@@ -54,7 +54,9 @@ def test_the_shape_and_the_numbers(pair):
     assert (found["a"], found["b"], found["n"]) == ("good/phase1", "bad/phase1", 100)
     assert [t["p_holm"] for t in value["tests"]] == pytest.approx(holm([t["p"] for t in value["tests"]]), abs=1e-12)
     assert tests["papers.rougeL"]["difference"] == 0 and tests["papers.rougeL"]["p"] == 1
-    assert set(tests) == {f"{c}.{m}" for c in ("papers", "videos") for m in ("rougeL", "nll", "term_recall")}
+    assert set(tests) == {f"{c}.{m}" for c in ("papers", "videos") for m in ("rougeL", "nll", "term_recall")} | {
+        "general.nll"
+    }
     assert value["settings_changed"] == {"distil.base": [0.5, 0.0], "train.seed": [0, 4]}
     assert value["warnings"] == []
 
