@@ -1,6 +1,8 @@
 """`python -m tests.step_cost`: what the full recipe costs per step on a 60 M model, against plain cross-entropy. CPU time."""
 
 import copy
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -46,12 +48,25 @@ def step_rows(chance) -> tuple[list[Row], list[Row]]:
         new[2 * pair + 1] = new[2 * pair + 1]._replace(pair=pair)
     old = [Row(document(chance, (150, 420), (60, 70)), "memory", "phase1") for _ in range(2)]
     old += [Row(document(chance, (150, 420), (55, 65)), "base", BASE)]
+    old += [Row(document(chance, (1, 1), (130, 130)), "document", BASE)]  # a third of a document: one in three steps
     return new, old
 
 
 def learner(model, settings: Settings, anchors: list, contrast: Contrast | None) -> Learner:
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
     return Learner(Accelerator(cpu=True), model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
+
+
+def peak_gib(action: Callable[[], object]) -> float:
+    """The most memory of a process of its own that does one step."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        action()
+        os.write(writer, str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(reader, 64)) / 2**20
 
 
 def main() -> None:
@@ -86,6 +101,8 @@ def main() -> None:
         "EWC, new records": lambda: gradient(learner(model, alone, anchors, None), new, 1),
         "full recipe": lambda: gradient(learner(model, full, anchors, contrast), [*new, *old], 1),
     }
+    peaks = {name: peak_gib(action) for name, action in sides.items()}
+    sides["EWC penalty alone"] = lambda: ewc.penalty(model, anchors, full.ewc).backward()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(ROUNDS + 1):  # the first round warms up
         for name, action in sides.items():
@@ -102,9 +119,9 @@ def main() -> None:
         f"{parameters:.0f} M parameters, {RECORDS} new records ({tokens[0]} tokens), {len(old)} old ones ({tokens[1]} in all)"
     )
     for name, value in medians.items():
-        print(f"{name:24} {value:7.1f} s CPU   {value / medians['plain, new records']:.3f}")
+        peak = f"   peak {peaks[name]:.2f} GiB" if name in peaks else ""
+        print(f"{name:24} {value:7.2f} s CPU   {value / medians['plain, new records']:.4f}{peak}")
     print(f"full / plain at the same tokens: {medians['full recipe'] / medians['plain, as many tokens']:.3f}")
-    print(f"EWC alone / plain:               {medians['EWC, new records'] / medians['plain, new records']:.3f}")
 
 
 if __name__ == "__main__":
