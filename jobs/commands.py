@@ -441,6 +441,30 @@ def prepare(
         raise typer.Exit(1)
 
 
+@app.command()
+def terms(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="records: JSONL or HDF5")],
+    lexicon: Annotated[Path | None, typer.Option("--lexicon", help="one term a line; default: the medical one")] = None,
+    general: Annotated[
+        list[Path] | None, typer.Option("--general", help="records of other text, to compare with")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the merged lexicon, with the candidates as comments")
+    ] = None,
+    least: Annotated[int, typer.Option("--min-count", min=2, help="occurrences of a candidate")] = 5,
+    most: Annotated[int, typer.Option("--top", min=0, help="candidates")] = 200,
+    as_json: Json = False,
+) -> None:
+    """What a lexicon finds in data sets: terms, how often, in how many summaries; and terms it might take in.
+
+    Example: hybridsum.py terms data/papers.jsonl --general data/talks.jsonl --out data/terms.txt
+    """
+    from jobs import terms as work
+
+    value = work.report(inputs, lexicon or work.DEFAULT, general or [], out, least, most)
+    put(value, work.text(value), as_json)
+
+
 # -- the runner -------------------------------------------------------------------------------------------------
 
 
