@@ -420,6 +420,9 @@ def prepare(
     max_refused: Annotated[float, typer.Option("--max-refused", help="fail above this share of refusals")] = 1.0,
     times: Annotated[bool, typer.Option("--times", help="keep the times of transcripts")] = False,
     no_speakers: Annotated[bool, typer.Option("--no-speakers", help="drop the names of speakers")] = False,
+    embeddings: Annotated[
+        Path | None, typer.Option("--embeddings", help="`prepare summary IN...`: folder of embeddings")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn files of any supported format into records; say what was refused, and why.
@@ -430,6 +433,12 @@ def prepare(
     from engine.corpus.formats.rows import Options
     from jobs import preparing
 
+    if str(inputs[0]) == "summary":  # only the summaries of a data set of several tasks
+        value, text, refusals = preparing.summaries(inputs[1:], embeddings, out)
+        for line in refusals:
+            say(f"refused: {line}")
+        put(value, text, as_json)
+        return
     request = work.Request(
         tuple(inputs), kind, out, preparing.mapping(maps or []), preparing.shares(split), strict, join, make_ids,
         without_summary, drop_duplicates, max_refused, Options(times, not no_speakers),
