@@ -474,6 +474,25 @@ def terms(
     put(value, work.text(value), as_json)
 
 
+@app.command()
+def pair(
+    papers: Annotated[Path, typer.Argument(help="records of papers: JSONL or HDF5")],
+    videos: Annotated[Path, typer.Argument(help="records of videos: JSONL or HDF5")],
+    out: Annotated[Path, typer.Option("--out", help="pairs: .jsonl; NAME.review.jsonl has scores and shared terms")],
+    lexicon: Annotated[Path | None, typer.Option("--lexicon", help="terms to share; default: the medical ones")] = None,
+    threshold: Annotated[float, typer.Option("--threshold", min=-1, max=1, help="least cosine of a mined pair")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Papers and videos on the same subject: given by pair_id, or nearest to each other by the bundled encoder.
+
+    Example: hybridsum.py pair data/papers.jsonl data/talks.jsonl --out data/pairs.jsonl
+    """
+    from jobs import pairing
+
+    value = pairing.run(papers, videos, out, lexicon, threshold, say)
+    put(value, pairing.text(value), as_json)
+
+
 # -- the runner -------------------------------------------------------------------------------------------------
 
 

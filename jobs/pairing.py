@@ -1,0 +1,88 @@
+"""The verb `pair`: papers and videos on the same subject, for review. The encoder runs in a child."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.corpus.records import Record, read, to_dict
+from engine.corpus.writing import Writer
+from engine.settings import ConfigError
+from jobs.home import PROJECT
+from jobs.terms import DEFAULT
+
+SHOWN = 10
+
+
+def run(
+    papers: Path, videos: Path, out: Path, lexicon: Path | None, threshold: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the pairs as records (both sides, one after the other) and NAME.review.jsonl. Raises ConfigError."""
+    if out.suffix.lower() != ".jsonl" or not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: name a .jsonl file in a folder that exists")
+    sides = read(papers, "paper", False), read(videos, "video", False)  # complaints come before the encoder is loaded
+    found = mined(papers, videos, lexicon or DEFAULT, threshold, say)
+    review = out.with_name(f"{out.stem}.review.jsonl")
+    records, rows = Writer(out, (), False), Writer(review, (), False)
+    for number, pair in enumerate(found["pairs"], 1):
+        paper, video = sides[0][pair["paper"]], sides[1][pair["video"]]
+        name = paper.pair_id.strip() if pair["given"] else f"mined-{number:05d}"
+        records.add(_side(paper, name))
+        records.add(_side(video, name))
+        rows.add({"pair_id": name, **pair, "paper": _brief(paper), "video": _brief(video)})
+    records.done()
+    rows.done()
+    return {**found, "out": str(out), "review": str(review), "threshold": threshold}
+
+
+def mined(papers: Path, videos: Path, lexicon: Path, threshold: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """What the child found. Raises ConfigError with its last words if it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        spec = {
+            "papers": str(papers.resolve()),
+            "videos": str(videos.resolve()),
+            "terms": str(lexicon.resolve()),
+            "threshold": threshold,
+            "result": str(result),
+        }
+        errors = (Path(folder) / "errors").open("w+")
+        command = [sys.executable, "-m", "engine.pairing", json.dumps(spec)]
+        with errors, subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+            try:
+                for line in child.stdout:
+                    say(line.rstrip())
+            except BaseException:
+                child.terminate()
+                raise
+            if child.wait():
+                errors.seek(0)
+                raise ConfigError(
+                    *(errors.read().strip().splitlines()[-3:] or [f"pair: the encoder ended with {child.returncode}"])
+                )
+        return json.loads(result.read_bytes())
+
+
+def _side(record: Record, name: str) -> dict[str, Any]:
+    return to_dict(record) | {"pair_id": name}
+
+
+def _brief(record: Record) -> dict[str, str | None]:
+    return {"id": record.id, "title": record.title, "summary": record.summary}
+
+
+def text(value: dict[str, Any]) -> str:
+    """The best and the worst pairs, for a person."""
+    pairs = value["pairs"]
+    named = sum(pair["given"] for pair in pairs)
+    head = f"{len(pairs):,} pairs of {value['papers']:,} papers and {value['videos']:,} videos: {named:,} given, {len(pairs) - named:,} mined at {value['threshold']:g} or above"
+    rows = [
+        f"  {pair['score']:.3f}  {'given' if pair['given'] else 'mined'}  {', '.join(pair['shared_terms'][:6]) or '(no shared term)'}"
+        for pair in pairs[:SHOWN]
+    ]
+    return "\n".join(
+        [head, *rows, f"records: {value['out']}", f"for review, with titles and summaries: {value['review']}"]
+    )
