@@ -493,6 +493,31 @@ def pair(
     put(value, pairing.text(value), as_json)
 
 
+@app.command()
+def collect(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="pmc, arxiv (abstracts) or subtitles")],
+    wanted: Annotated[list[str], typer.Argument(metavar="ID...", help="ids or addresses, or files with one a line")],
+    out: Annotated[Path, typer.Option("--out", help="folder")],
+    language: Annotated[str, typer.Option("--language", help="of subtitles")] = "en",
+    pause: Annotated[float | None, typer.Option("--pause", min=0, help="seconds before each request")] = None,
+    place: Annotated[str, typer.Option("--place", help="another address of the service, with {id}")] = "",
+    as_json: Json = False,
+) -> None:
+    """Fetch texts by id, politely; run it again to go on. Origin and licence are recorded. Needs a network.
+
+    Example: hybridsum.py collect pmc ids.txt --out data/pmc
+    """
+    from engine.corpus import collect as work
+
+    if kind not in work.PLACES:
+        raise ConfigError(f"collect {kind}: unknown. Use one of {', '.join(work.PLACES)}")
+    report = work.run(kind, work.ids(wanted, kind), out, say, place, pause, language)
+    text = f"{report.fetched} fetched, {report.present} were there, {len(report.failed)} failed: {out}"
+    put({"fetched": report.fetched, "present": report.present, "failed": report.failed, "out": str(out)}, text, as_json)
+    if report.failed:
+        raise typer.Exit(1)
+
+
 # -- the runner -------------------------------------------------------------------------------------------------
 
 
