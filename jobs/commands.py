@@ -444,7 +444,7 @@ def prepare(
         without_summary, drop_duplicates, max_refused, Options(times, not no_speakers),
     )  # fmt: skip
     report = work.run(request, say)
-    put(report.facts(), preparing.text(report, inputs), as_json)
+    put(report.facts(), show.plain_lines(preparing.text(report, inputs)), as_json)
     if report.failed:
         say(report.failed)
         raise typer.Exit(1)
@@ -471,7 +471,7 @@ def terms(
     from jobs import terms as work
 
     value = work.report(inputs, lexicon or work.DEFAULT, general or [], out, least, most)
-    put(value, work.text(value), as_json)
+    put(value, show.plain_lines(work.text(value)), as_json)
 
 
 @app.command()
@@ -490,7 +490,7 @@ def pair(
     from jobs import pairing
 
     value = pairing.run(papers, videos, out, lexicon, threshold, say)
-    put(value, pairing.text(value), as_json)
+    put(value, show.plain_lines(pairing.text(value)), as_json)
 
 
 @app.command()
@@ -516,6 +516,18 @@ def collect(
     put({"fetched": report.fetched, "present": report.present, "failed": report.failed, "out": str(out)}, text, as_json)
     if report.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def data(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """What training will see of a config's data: tokens, what is cut, what is learnt, leaks, three samples.
+
+    Example: hybridsum.py data configs/pocket.yaml data.max_length=256
+    """
+    from jobs import preflight
+
+    value = preflight.facts(Home.find(), load(config, overrides or []), say)
+    put(value, show.plain_lines(preflight.text(value)), as_json)
 
 
 # -- the runner -------------------------------------------------------------------------------------------------

@@ -1,9 +1,5 @@
 """The verb `pair`: papers and videos on the same subject, for review. The encoder runs in a child."""
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +7,7 @@ from typing import Any
 from engine.corpus.records import Record, read, to_dict
 from engine.corpus.writing import Writer
 from engine.settings import ConfigError
-from jobs.home import PROJECT
+from jobs import child
 from jobs.terms import DEFAULT
 
 SHOWN = 10
@@ -24,7 +20,9 @@ def run(
     if out.suffix.lower() != ".jsonl" or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: name a .jsonl file in a folder that exists")
     sides = read(papers, "paper", False), read(videos, "video", False)  # complaints come before the encoder is loaded
-    found = mined(papers, videos, lexicon or DEFAULT, threshold, say)
+    spec = {"papers": papers, "videos": videos, "terms": lexicon or DEFAULT}
+    paths = {name: str(path.absolute()) for name, path in spec.items()}
+    found = child.run("engine.pairing", paths | {"threshold": threshold}, say)
     review = out.with_name(f"{out.stem}.review.jsonl")
     records, rows = Writer(out, (), False), Writer(review, (), False)
     for number, pair in enumerate(found["pairs"], 1):
@@ -36,34 +34,6 @@ def run(
     records.done()
     rows.done()
     return {**found, "out": str(out), "review": str(review), "threshold": threshold}
-
-
-def mined(papers: Path, videos: Path, lexicon: Path, threshold: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """What the child found. Raises ConfigError with its last words if it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        spec = {
-            "papers": str(papers.resolve()),
-            "videos": str(videos.resolve()),
-            "terms": str(lexicon.resolve()),
-            "threshold": threshold,
-            "result": str(result),
-        }
-        errors = (Path(folder) / "errors").open("w+")
-        command = [sys.executable, "-m", "engine.pairing", json.dumps(spec)]
-        with errors, subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
-            try:
-                for line in child.stdout:
-                    say(line.rstrip())
-            except BaseException:
-                child.terminate()
-                raise
-            if child.wait():
-                errors.seek(0)
-                raise ConfigError(
-                    *(errors.read().strip().splitlines()[-3:] or [f"pair: the encoder ended with {child.returncode}"])
-                )
-        return json.loads(result.read_bytes())
 
 
 def _side(record: Record, name: str) -> dict[str, Any]:
