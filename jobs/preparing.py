@@ -43,3 +43,24 @@ def text(report: "Report", inputs: list[Path]) -> str:
     if report.report:
         lines.append(f"every line that was refused or warned of: {report.report}")
     return "\n".join(lines)
+
+
+def summaries(inputs: list[Path], embeddings: Path | None, out: Path) -> tuple[dict, str, list[str]]:
+    """`prepare summary`: (facts, text for a person, refusals). Raises ConfigError."""
+    from engine.corpus import summary_only
+
+    if embeddings is None or not inputs:
+        raise ConfigError("prepare summary: write prepare summary IN... --embeddings FOLDER --out FOLDER")
+    parts = summary_only.run(inputs, embeddings, out)
+    facts = {
+        "read": sum(part.entries for part in parts),
+        "written": sum(part.kept for part in parts),
+        "parts": {part.name: part.facts() for part in parts},
+        "out": str(out),
+    }
+    lines = [
+        f"{part.name:<6} {part.kept:>9,} of {part.entries:>9,} entries are summaries "
+        f"({', '.join(f'{task} {count:,}' for task, count in part.tasks.most_common())})"
+        for part in parts
+    ]
+    return facts, "\n".join([*lines, f"written below {out}"]), [line for part in parts for line in part.refusals]

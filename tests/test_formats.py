@@ -1,5 +1,6 @@
 """What each format becomes: known files with known texts, the awkward ones as their README says."""
 
+import datetime
 import json
 from pathlib import Path
 
@@ -186,8 +187,11 @@ def test_parquet_is_read_or_refused_with_the_remedy(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"id": ["1"], "text": ["a"]}), tmp_path / "a.parquet")
-    assert found(tmp_path / "a.parquet")[0][0].content == {"id": "1", "text": "a"}
+    day, number = pyarrow.array([datetime.date(2020, 1, 2)]), pyarrow.array([float("nan")])
+    parquet.write_table(pyarrow.table({"id": ["1"], "text": ["a"], "day": day, "n": number}), tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet")[0][0].content == {"id": "1", "text": "a", "day": "2020-01-02", "n": None}
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    assert found(tmp_path / "b.parquet")[1][0].reason == "not a readable Parquet file"
 
 
 def test_every_format_is_in_the_table_of_the_readme():

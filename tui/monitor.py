@@ -38,6 +38,7 @@ class Monitor(Screen):
     BINDINGS = [
         Binding("n", "queue", "queue a phase, all phases or an evaluation"),
         Binding("enter", "open", "settings, folder, reason and events of the job"),
+        Binding("d", "data", "what training sees of the job's data"),
         Binding("x", "cancel", "cancel the job, after a question that names what is lost"),
         Binding("r", "retry", "queue a job that failed or was cancelled again"),
         Binding("p", "pause", "pause the line, or let it go on"),
@@ -313,6 +314,12 @@ class Monitor(Screen):
             from tui.details import Details
 
             self.app.push_screen(Details(self.home, self._row, self._feed.history(self._row.id)))
+
+    def action_data(self) -> None:
+        if self._row:
+            from tui.preflight import Preflight
+
+            self.app.push_screen(Preflight(self.home, self._row))
 
     def action_queue(self) -> None:
         if self._feed is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.corpus import normalise
+from engine.corpus import collect, normalise
 from engine.corpus.duplicates import Clusters, Documents, Seen, key
 from engine.corpus.formats import shapes, table
 from engine.corpus.formats.rows import Options, Refused, Row, Warned, name_of
@@ -138,6 +138,7 @@ class _First:
         self._rules = normalise.Rules(normalise.KINDS[request.kind], request.without_summary, request.make_ids)
         self._ids, self._texts = Seen(), Seen()
         self._told: Counter = Counter()
+        self._manifests: dict[Path, dict] = {}
         self._pending: set[str] = set()  # warnings about the record to come
         self.documents = Documents(folder)
         self.spool = (folder / "spool").open("w+b")
@@ -173,7 +174,7 @@ class _First:
 
     def _shapes(self, row: Row, path: Path) -> list[shapes.Shaped]:
         if row.ready:
-            return [shapes.Shaped(row.content)]
+            return [shapes.Shaped({**dict(collect.known(path, self._manifests)), **row.content})]
         try:
             found = shapes.shaped(row.content, self._request.mapping, self._request.join)
         except RecursionError:

@@ -36,8 +36,12 @@ class Lexicon:
     @cached_property
     def _pattern(self) -> re.Pattern:
         longest_first = sorted(self.terms, key=lambda term: (-len(term), term))
-        options = "|".join(f"(?P<t{self.terms.index(term)}>{_expression(term)})" for term in longest_first)
-        return re.compile(rf"(?<!\w)(?:{options})(?!\w)", re.IGNORECASE)
+        numbers = {term: number for number, term in enumerate(self.terms)}
+        options: dict[str, list[str]] = {}  # by first letter: most places of a text are then passed with one look
+        for term in longest_first:
+            options.setdefault(term[0], []).append(f"(?P<t{numbers[term]}>{_expression(term)})")
+        groups = "|".join(f"(?={re.escape(first)})(?:{'|'.join(found)})" for first, found in options.items())
+        return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE)
 
     def spans(self, text: str) -> Iterator[Span]:
         """All matches in a text, from left to right."""

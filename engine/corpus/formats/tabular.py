@@ -2,8 +2,10 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.corpus.formats.rows import LARGEST_LINE, Found, Options, Refused, Row, Warned
 from engine.settings import first_line
@@ -112,6 +114,17 @@ def read_parquet(path: Path, options: Options) -> Iterator[Found]:
         with parquet.ParquetFile(path) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=512))
             for number, content in enumerate(itertools.chain.from_iterable(batches), 1):
-                yield Row(f"row {number}", content)
+                yield Row(f"row {number}", {name: _plain(value) for name, value in content.items()})
     except (ArrowException, OSError, ValueError) as error:
         yield Refused("file", "not a readable Parquet file", first_line(error)[:120])
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON can hold it: dates and exact numbers as text, what is not a number as null, lists cell by cell."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return value if isinstance(value, str | int | None) else str(value)
