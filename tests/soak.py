@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -43,14 +44,21 @@ def kill_something(box: Box, chance: random.Random) -> str:
 
 
 def product(box: Box, phase: str) -> dict[str, str]:
-    """{file: sha256} of a final checkpoint: adapter, anchors, buffer, queue; about.json alone holds the time of day."""
+    """{file: sha256} of a final checkpoint: adapter, anchors, buffer, queue, tokenizer; without the files that hold the
+    time of day (about.json) or the folder of this home's base (adapter_config.json and PEFT's card)."""
     listed = json.loads((box.home.final("calm", phase) / "manifest.json").read_bytes())
-    return {name: entry["sha256"] for name, entry in listed.items() if name != "about.json"}
+    told = {"about.json", "adapter_config.json", "README.md"}
+    return {name: entry["sha256"] for name, entry in listed.items() if name not in told}
+
+
+def keep(root: Path) -> Path:
+    """Both homes moved out of the temporary folder, to be looked at."""
+    return Path(shutil.move(root, tempfile.mkdtemp(prefix="soak-")))
 
 
 def main(kills: int) -> None:
     chance = random.Random(0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         (root / "data").mkdir()
         config = write_tiny(root / "data") / "tiny.yaml"
@@ -72,7 +80,9 @@ def main(kills: int) -> None:
                     box.run("retry", job)
             box.run("wait", *jobs)
             for phase in ("phase1", "phase2"):
-                assert product(box, phase) == product(calm, phase), f"{phase} differs after kills"
+                wild, undisturbed = product(box, phase), product(calm, phase)
+                different = sorted(name for name in wild | undisturbed if wild.get(name) != undisturbed.get(name))
+                assert not different, f"{phase}: {', '.join(different)} differ after kills, see {keep(root)}"
             box.run("runner", "stop", "--jobs")
             print(f"pipeline {round_number}: all done, weights equal to the calm run's", flush=True)
 
