@@ -34,6 +34,7 @@ class Progress:
 
     done: int
     watch: Watch
+    start: Path | None  # the checkpoint this phase started from
 
 
 def run(work: Work) -> dict:
@@ -56,18 +57,18 @@ def run(work: Work) -> dict:
     with accelerator.main_process_first():  # the first writes the base's answers, the others read them
         material = prepare(work, tokenizer, base)
     start = checkpoint.demand(work.start_from) if work.start_from else None
-    resumed = checkpoint.newest_step(work.folder) or _named_step(settings, material)
+    resumed = checkpoint.newest_step(work.folder) or _named_step(settings, material, start)
     learner = _learner(work, accelerator, base, material, start, resumed, tokenizer.pad_token_id)
     optimizer = torch.optim.AdamW(
         models.parameter_groups(
             learner.model, settings.train, [learner.contrast.projection] if learner.contrast else []
         )
     )
-    progress = Progress(0, Watch())
+    progress = Progress(0, Watch(), start)
     if resumed:
         state = torch.load(resumed[1] / "optimizer.pt", weights_only=True, map_location=accelerator.device)
         optimizer.load_state_dict(state)
-        progress = Progress(resumed[0], restored(json.loads((resumed[1] / STATE).read_bytes())))
+        progress = Progress(resumed[0], restored(json.loads((resumed[1] / STATE).read_bytes())["watch"]), start)
     trackers.start(accelerator, work, settings)
     held = development.documents(settings, material.corpus.development, material.encoder)
     _train(work, learner, optimizer, material, progress, held)
@@ -125,8 +126,9 @@ def _contrast(settings: Settings, material: Material, model, source: Path | None
     return contrast
 
 
-def _named_step(settings: Settings, material: Material) -> tuple[int, Path] | None:
-    """train.resume_from, as (steps done, folder). Raises ConfigError if it is no such checkpoint of this phase."""
+def _named_step(settings: Settings, material: Material, start: Path | None) -> tuple[int, Path] | None:
+    """train.resume_from, as (steps done, folder). Raises ConfigError if it is no such checkpoint of this phase, or was
+    trained from another adapter: its anchors and teachers would be others than those of the steps already done."""
     folder = settings.train.resume_from
     if folder is None:
         return None
@@ -138,7 +140,17 @@ def _named_step(settings: Settings, material: Material) -> tuple[int, Path] | No
         raise ConfigError(
             f"train.resume_from: {folder}: {int(number)} steps are done there, but {material.plan.name} has {material.plan.steps}"
         )
+    if json.loads((folder / STATE).read_bytes())["start"] != _origin(start):
+        raise ConfigError(
+            f"train.resume_from: {folder}: its phase started from another adapter than this one "
+            f"({start or 'a fresh one'}). Give the same as model.adapter, and start that phase alone"
+        )
     return int(number), folder
+
+
+def _origin(start: Path | None) -> str | None:
+    """What tells one adapter to start from from another: the hash of its weights. None: a fresh one."""
+    return files.sha256(start / "adapter_model.safetensors") if start else None
 
 
 def _train(work: Work, learner: Learner, optimizer, material: Material, progress: Progress, held: list[Record]) -> None:
@@ -250,7 +262,7 @@ def _save_step(work: Work, learner: Learner, optimizer, progress: Progress) -> N
 
     def write(folder: Path) -> None:
         models.save_training_state(folder, learner.model, optimizer, **models.ADAPTER_ONLY)
-        files.replace_json(folder / STATE, progress.watch.state())
+        files.replace_json(folder / STATE, {"start": _origin(progress.start), "watch": progress.watch.state()})
         if learner.contrast:
             save_file(learner.contrast.state(), folder / handover.CONTRAST)
 

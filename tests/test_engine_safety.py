@@ -1,6 +1,7 @@
 """What a phase watches for, and how it ends: spikes, early stopping, named checkpoints, trackers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,15 @@ def test_a_named_checkpoint_that_does_not_fit_is_refused(tiny_data, tiny_base, t
     work, _ = phase(tiny_data, tiny_base, tmp_path / "two", *given)
     with pytest.raises(ConfigError, match=message):
         train.run(work)
+
+
+def test_a_checkpoint_of_a_phase_that_started_elsewhere_is_refused(tiny_data, tiny_base, tmp_path):
+    work, _ = phase(tiny_data, tiny_base, tmp_path / "one")
+    train.run(work)
+    given = [f"train.resume_from={tmp_path}/one/phase1/step-000004"]
+    work, _ = phase(tiny_data, tiny_base, tmp_path / "two", *given)
+    with pytest.raises(ConfigError, match="started from another adapter"):
+        train.run(replace(work, start_from=tmp_path / "one" / "phase1" / "final"))
 
 
 def test_a_tracker_that_is_not_installed_is_named(tiny_data, tiny_base, tmp_path):
