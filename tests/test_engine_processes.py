@@ -59,7 +59,8 @@ def test_two_processes_train_the_same_weights_as_one(tiny_data, tiny_base, tmp_p
         said = [json.loads((final / "about.json").read_text()) for final in finals]
         assert [fact["processes"] for fact in said] == [1, 2]
         states = [
-            json.loads(next((tmp_path / run / name).glob("step-*/state.json")).read_text())["watch"] for run in ("one", "two")
+            json.loads(next((tmp_path / run / name).glob("step-*/state.json")).read_text())["watch"]
+            for run in ("one", "two")
         ]
         assert states[0]["scores"][0][1] == pytest.approx(states[1]["scores"][0][1], abs=1e-5)
         assert states[0]["totals"] == pytest.approx(states[1]["totals"], rel=1e-5)
