@@ -37,7 +37,7 @@ NO_DISTILLATION = ("distil.phase=0",)
 NO_BASE_REPLAY = ("distil.base=0",)
 NO_DOCUMENTS = ("distil.documents=0",)
 BARE = (*NO_EXTRAS, *NO_REPLAY, *NO_EWC, *NO_DISTILLATION, *NO_BASE_REPLAY, *NO_DOCUMENTS)
-LAMBDAS = (0.0, 1.0, 10.0, 100.0, 1000.0, 10000.0)  # per token; 0 is `sequential`
+LAMBDAS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)  # per token; 0 is `sequential`
 AS_GIVEN = (
     "losses.contrastive=0.3", *NO_DISTILLATION, *NO_BASE_REPLAY, *NO_DOCUMENTS,
     "ewc.lambda=400", "ewc.unit=token_mean_sequence", "ewc.space=factor",
@@ -94,6 +94,13 @@ MAIN = [
         (*without(BARE, *NO_EWC), "ewc.importance=uniform", "ewc.space=product", "ewc.lambda=0.1", "ewc.unit=per_token"), 3,
     ),
 ]  # fmt: skip
+UNIFORM = [
+    Recipe(
+        f"L2 on the update, lambda {value:g}", "sequential", SEQUENTIAL,
+        (*without(BARE, *NO_EWC), "ewc.importance=uniform", "ewc.space=product", f"ewc.lambda={value}", "ewc.unit=per_token"), 2,
+    )
+    for value in (0.03, 0.3)
+]  # fmt: skip
 MIXED = [
     Recipe(
         f"EWC product, lambda {value:g}, beside replay", "beside", SEQUENTIAL,
@@ -101,4 +108,4 @@ MIXED = [
     )
     for value in (1.0, 100.0)
 ]  # fmt: skip
-RECIPES = [*MAIN, *_sweep(), *_without_each(), *MIXED]
+RECIPES = [*MAIN, *UNIFORM, *_sweep(), *_without_each(), *MIXED]
