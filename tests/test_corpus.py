@@ -146,3 +146,12 @@ def test_awkward_files_are_read_or_refused_with_a_line():
 def test_real_files_are_read_whole():
     for name, count in (("papers_medical", 736), ("video_medical", 1028), ("cross_modal", 162)):
         assert len(read(shared("data", f"{name}.jsonl"))) == count
+
+
+def test_an_instruction_that_the_prompt_leaves_out_is_told(tmp_path):
+    rows = [Record(f"a{n}", "paper", f"text {n}", "s", instruction="Why?" if n % 2 else None) for n in range(40)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    given = [f"data.papers={tmp_path}/p.jsonl", "data.test_share=0", "data.fisher_share=0"]
+    assert assemble(load(None, given).data).warnings == ()
+    (warning,) = assemble(load(None, [*given, "data.prompt='{source}'"]).data).warnings
+    assert warning.startswith("20 papers have an instruction of their own, but data.prompt has no {instruction}")
