@@ -77,11 +77,14 @@ class Encoder:
         prompt = self.prompts([record], len(ended))[0]
         return Encoded(prompt.ids + ended, prompt.prompt, prompt.cut)
 
+    def summary_lengths(self, records: Sequence[Record]) -> list[int]:
+        """Tokens of each summary with its end-of-text token."""
+        return [len(ids) + 1 for ids in self._texts([record.summary or "" for record in records])]
+
     def left_out(self, record: Record) -> tuple[int, str]:
         """What a training row of a record does not hold of its source: how many tokens come before it, and its text."""
         (source,) = self._texts([record.source])
-        room = len(self._texts([record.summary or ""])[0]) + 1
-        start, end = self._left_out(source, self._space(record, room))
+        start, end = self._left_out(source, self._space(record, *self.summary_lengths([record])))
         return start, self.tokenizer.decode(source[start:end])
 
     def _row(self, record: Record, source: list[int], summary: list[int]) -> Encoded | None:
