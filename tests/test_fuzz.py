@@ -90,6 +90,31 @@ def _hdf5(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _parquet(path: Path) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = {
+        "id": [str(n) for n in range(40)],
+        "text": [f"text {n} ü" * 9 for n in range(40)],
+        "x": [[n] for n in range(40)],
+    }
+    parquet.write_table(pyarrow.table(rows), path, row_group_size=10)
+    return path.read_bytes()
+
+
+BINARY = {"h5": _hdf5, "parquet": _parquet}
+
+
+def _seed(name: str, folder: Path) -> bytes:
+    return BINARY[name](folder / "seed") if name in BINARY else SEEDS[name].encode()
+
+
+def test_every_format_is_damaged():
+    suffixes = {f".{name.rpartition('.')[2]}".lower() for name in (*SEEDS, *BINARY)}
+    assert all(suffixes & set(form.suffixes) for form in table.FORMATS)
+
+
 def _read(path: Path) -> None:
     """Read a file as `prepare` does, in at most so many seconds, and see that it says what came of it."""
 
@@ -107,9 +132,9 @@ def _read(path: Path) -> None:
     assert all(item.reason and len(item.reason) < 60 for item in found if isinstance(item, Refused))
 
 
-@pytest.mark.parametrize("name", [*SEEDS, "h5"])
+@pytest.mark.parametrize("name", [*SEEDS, *BINARY])
 def test_damaged_files(tmp_path, name):
-    seed = _hdf5(tmp_path / "seed") if name == "h5" else SEEDS[name].encode()
+    seed = _seed(name, tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(FILES):
