@@ -11,7 +11,9 @@ import pytest
 from engine.corpus import prepare
 from engine.corpus.formats import table
 from engine.corpus.formats.rows import Options, Refused, Row
+from engine.corpus.records import Record, read, write_hdf5
 from engine.mixture import generator
+from engine.settings import ConfigError
 
 FILES = 200
 SLOWEST = 5.0  # seconds for one file
@@ -84,8 +86,6 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def _hdf5(path: Path) -> bytes:
-    from engine.corpus.records import Record, write_hdf5
-
     write_hdf5(path, [Record(str(n), "paper", f"text {n} " * 20, "s") for n in range(20)])
     return path.read_bytes()
 
@@ -103,6 +103,7 @@ def _parquet(path: Path) -> bytes:
     return path.read_bytes()
 
 
+TRAINED_ON = (".jsonl", ".h5")  # what configs name
 BINARY = {"h5": _hdf5, "parquet": _parquet}
 
 
@@ -113,6 +114,14 @@ def _seed(name: str, folder: Path) -> bytes:
 def test_every_format_is_damaged():
     suffixes = {f".{name.rpartition('.')[2]}".lower() for name in (*SEEDS, *BINARY)}
     assert all(suffixes & set(form.suffixes) for form in table.FORMATS)
+
+
+def _train_on(path: Path) -> None:
+    """Training takes a file whole, or refuses it in lines that name it."""
+    try:
+        assert read(path)
+    except ConfigError as error:
+        assert all(line.startswith(str(path)) for line in error.lines)
 
 
 def _read(path: Path) -> None:
@@ -126,6 +135,8 @@ def _read(path: Path) -> None:
     try:
         (source,) = table.sources([path])
         found = list(table.read(source, Options()))
+        if path.suffix in TRAINED_ON:
+            _train_on(path)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert any(isinstance(item, Row | Refused) for item in found), f"{path}: neither read nor refused"
