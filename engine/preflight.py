@@ -145,9 +145,9 @@ def _warnings(settings: Settings, counted: dict, found: list, share: float | Non
         if part["truncated"]:
             mean = part["cut_tokens"] / part["truncated"]
             lines.append(
-                f"{source}: {part['truncated'] / part['counted']:.1%} are longer than data.max_length {settings.data.max_length}: of "
-                f"these {mean:,.0f} tokens on average are left out of the {PLACES[settings.data.truncate]} of the source "
-                f"(data.truncate {settings.data.truncate}), none of the summary"
+                f"{source}: {part['truncated'] / part['counted']:.1%} are longer than data.max_length {settings.data.max_length}: "
+                f"on average {mean:,.0f} tokens are left out, from the {PLACES[settings.data.truncate]} of the source "
+                f"(data.truncate {settings.data.truncate}); summaries stay whole"
             )
         if part["summaries_too_long"]:
             lines.append(

@@ -1,5 +1,7 @@
 """Augmentation in training: from the second pass on, in new rows alone, and the same again after a resume."""
 
+from pathlib import Path
+
 import pytest
 
 from engine import models, replay, train
@@ -7,8 +9,10 @@ from engine.batches import Encoder
 from engine.configs import load
 from engine.corpus.records import Record, write_jsonl
 from engine.corpus.split import assemble
+from engine.evaluation import run as evaluation
 from engine.material import prepare
 from engine.settings import ConfigError, Model
+from tests.test_engine_evaluation import work_of
 from tests.test_engine_train import in_pieces, phase, steps, weights
 
 pytestmark = pytest.mark.engine
@@ -81,3 +85,11 @@ def test_a_request_that_leaves_no_room_is_refused_before_the_first_step(tiny_dat
     with pytest.raises(ConfigError, match="nothing of the source fits"):
         train.run(work)
     assert not steps(events)
+
+
+def test_an_evaluation_knows_nothing_of_it(tiny_data, tiny_base, given, tmp_path):
+    found = []
+    for name in ("false", "true"):
+        work = work_of(tiny_data, tiny_base, tmp_path / name, *given, f"data.augment={name}")
+        found.append(Path(evaluation.run(work)["path"]).read_bytes())
+    assert found[0] == found[1]

@@ -1,9 +1,12 @@
 """What is left out of a source that is too long: by hand, in tokens, in training and in what is judged."""
 
+from pathlib import Path
+
 import pytest
 
 from engine.configs import load
 from engine.corpus.records import Record
+from engine.events import Warned
 from engine.settings import ConfigError
 from engine.truncation import left_out
 from tests.truncation import recall
@@ -121,3 +124,18 @@ def test_a_chat_template_takes_the_instruction_too(tiny_base):
     encoder = Encoder(tokenizer, load(None, ["data.prompt='{source} | {instruction}'"]).data)
     (row,) = encoder.encode([Record("a", "paper", "TEXT", "out", instruction="Name the drug.")])
     assert tokenizer.decode(row.ids[: row.prompt]) == "<s>[I]TEXT | Name the drug.[/I]"
+
+
+@pytest.mark.engine
+def test_an_evaluation_cuts_as_training_does_and_is_made_anew_for_another_policy(tiny_data, tiny_base, tmp_path):
+    from engine.evaluation import run as evaluation
+    from tests.test_engine_evaluation import work_of
+
+    found = {}
+    for policy, place in (("head", "end"), ("tail", "beginning"), ("head_tail", "middle")):
+        events = []
+        given = ["data.max_length=180", "data.max_summary_length=100", f"data.truncate={policy}"]
+        result = evaluation.run(work_of(tiny_data, tiny_base, tmp_path / "run", *given, events=events))
+        found[policy] = Path(result["path"]).read_bytes()
+        assert any(f"and lost their {place}" in event.message for event in events if isinstance(event, Warned))
+    assert len(set(found.values())) == 3
