@@ -6,13 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from engine.corpus import instructions
 from engine.corpus.records import Record
 from engine.corpus.terms import Lexicon
 from engine.mixture import generator
 from engine.settings import ConfigError, Data
+from engine.truncation import GAP, left_out
 
-PLACEHOLDER = "\u2983source\u2984"  # stands where the source goes while a chat template is rendered
-MODALITY_WORDS = {"paper": "paper", "video": "video transcript"}
+# They stand where texts of a record go while a chat template is rendered.
+REMEMBERED = 1000  # prompts in tokens, of records with instructions of their own
+PLACEHOLDER, INSTRUCTION = "\u2983source\u2984", "\u2983instruction\u2984"
 
 
 class Encoded(NamedTuple):
@@ -20,7 +23,7 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     prompt: int
-    cut: int  # source tokens that did not fit
+    cut: int  # source tokens that were left out
     terms: tuple[int, ...] = ()  # summary tokens (counted from the first) that belong to lexicon terms
 
     @property
@@ -35,7 +38,8 @@ class Encoder:
         self.tokenizer, self.data, self.lexicon = tokenizer, data, lexicon
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end-of-text token, so a summary could never end. Use another model")
-        self._around: dict[str, tuple[list[int], list[int]]] = {}
+        self._around: dict[tuple, tuple[list[int], list[int]]] = {}
+        self._gap = self._texts([GAP])[0] if data.truncate == "head_tail" else []
 
     def encode(self, records: Sequence[Record]) -> list[Encoded | None]:
         """Prompt and summary of each record; None where the summary is longer than data.max_summary_length."""
@@ -49,7 +53,10 @@ class Encoder:
         return [self._prompt(record, source, room) for record, source in zip(records, sources, strict=True)]
 
     def plain(self, records: Sequence[Record]) -> list[Encoded]:
-        """Documents to be read, not summarised: every token after the first is supervised; cut at data.max_length."""
+        """Documents to be read, not summarised: every token after the first is supervised; cut at data.max_length.
+
+        They keep their beginning whatever data.truncate says: a text that is read has no last words that count more.
+        """
         tokenizer, rows = self.tokenizer, []
         for ids in self._texts([record.source for record in records]):
             start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -70,6 +77,16 @@ class Encoder:
         prompt = self.prompts([record], len(ended))[0]
         return Encoded(prompt.ids + ended, prompt.prompt, prompt.cut)
 
+    def summary_lengths(self, records: Sequence[Record]) -> list[int]:
+        """Tokens of each summary with its end-of-text token."""
+        return [len(ids) + 1 for ids in self._texts([record.summary or "" for record in records])]
+
+    def left_out(self, record: Record) -> tuple[int, str]:
+        """What a training row of a record does not hold of its source: how many tokens come before it, and its text."""
+        (source,) = self._texts([record.source])
+        start, end = self._left_out(source, self._space(record, *self.summary_lengths([record])))
+        return start, self.tokenizer.decode(source[start:end])
+
     def _row(self, record: Record, source: list[int], summary: list[int]) -> Encoded | None:
         if len(summary) + 1 > self.data.max_summary_length:
             return None
@@ -78,15 +95,26 @@ class Encoder:
         return Encoded(ids, prompt.prompt, prompt.cut, self._term_tokens(record.summary or ""))
 
     def _prompt(self, record: Record, source: list[int], room: int) -> Encoded:
-        before, after = self._surroundings(record.modality)
-        space = self.data.max_length - len(before) - len(after) - room
+        before, after = self._surroundings(record)
+        start, end = self._left_out(source, self._space(record, room))
+        gap = self._gap if start and end < len(source) else []
+        ids = before + source[:start] + gap + source[end:] + after
+        return Encoded(ids, len(ids), end - start)
+
+    def _left_out(self, source: list[int], space: int) -> tuple[int, int]:
+        return left_out(len(source), space, self.data.truncate, len(self._gap))
+
+    def _space(self, record: Record, room: int) -> int:
+        """Tokens of a source that fit beside the prompt and `room` more. Raises ConfigError where none does."""
+        around = sum(map(len, self._surroundings(record)))
+        space = self.data.max_length - around - room
         if space < 1:
+            where = f" (record {record.id})" if record.instruction else ""
             raise ConfigError(
-                f"data.max_length {self.data.max_length}: the prompt takes {len(before) + len(after)} tokens and the summary "
-                f"{room}, so nothing of the source fits. Raise data.max_length or shorten data.prompt"
+                f"data.max_length {self.data.max_length}: the prompt takes {around} tokens and the summary "
+                f"{room}, so nothing of the source fits{where}. Raise data.max_length or shorten data.prompt"
             )
-        ids = before + source[:space] + after
-        return Encoded(ids, len(ids), max(0, len(source) - space))
+        return space
 
     def _term_tokens(self, summary: str) -> tuple[int, ...]:
         """Tokens of a summary whose characters overlap a term of the lexicon."""
@@ -106,22 +134,38 @@ class Encoder:
         """Tokens of plain text; what looks like a control token in it stays text."""
         return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
-    def _surroundings(self, modality: str) -> tuple[list[int], list[int]]:
-        """Tokens before and after the source."""
-        if modality not in self._around:
-            word = MODALITY_WORDS.get(modality, modality)
-            text = self.data.prompt.replace("{modality}", word).replace("{source}", PLACEHOLDER)
-            if self.data.chat_template == "auto" and self.tokenizer.chat_template:
-                turn = [{"role": "user", "content": text}]
-                text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-                start = []  # the template writes the start token itself
-            else:
-                start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-            before, after = (
-                self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(PLACEHOLDER)
-            )
-            self._around[modality] = (start + before, after)
-        return self._around[modality]
+    def _surroundings(self, record: Record) -> tuple[list[int], list[int]]:
+        """Tokens before and after the source. An instruction of the record is foreign text, like the source."""
+        own = (record.instruction or None) if "{instruction}" in self.data.prompt else None
+        key = (record.modality, own)
+        if key not in self._around:
+            if len(self._around) >= REMEMBERED:
+                self._around.clear()
+            text = self._template(record.modality, own is not None)
+            before, after = (self._pieces(part, own or "") for part in text.split(PLACEHOLDER))
+            bos = self.tokenizer.bos_token_id
+            self._around[key] = (before if self._chats or bos is None else [bos, *before], after)
+        return self._around[key]
+
+    @property
+    def _chats(self) -> bool:
+        """Whether the tokenizer's template is used: it writes the start token itself."""
+        return self.data.chat_template == "auto" and bool(self.tokenizer.chat_template)
+
+    def _template(self, modality: str, own_instruction: bool) -> str:
+        """The text around the source, with placeholders for what records bring."""
+        text = self.data.prompt.replace("{modality}", instructions.word(modality)).replace("{source}", PLACEHOLDER)
+        text = text.replace("{instruction}", INSTRUCTION if own_instruction else instructions.requests(modality)[0])
+        if not self._chats:
+            return text
+        turn = [{"role": "user", "content": text}]
+        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+    def _pieces(self, text: str, instruction: str) -> list[int]:
+        """Tokens of a part of the template; only what it says itself may be control tokens."""
+        parts = [self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(INSTRUCTION)]
+        (told,) = self._texts([instruction])
+        return [*parts[0], *(token for part in parts[1:] for token in (*told, *part))]
 
 
 class Row(NamedTuple):

@@ -46,6 +46,8 @@ ALIASES = {
     "cutoff_len": "data.max_length",
     "max_seq_length": "data.max_length",
     "max_length": "data.max_length",
+    "train.truncate": "data.truncate",
+    "truncate": "data.truncate",
     "max_new_tokens": "generate.max_new_tokens",
     "ewc_lambda": "ewc.lambda",
 }
@@ -156,6 +158,8 @@ def _place(merged: dict, origin: dict, name: str, value: Any, where: str) -> Non
 def _canonical(name: str) -> str:
     section, _, last = name.rpartition(".")
     target = ALIASES.get(last)
+    if name in ALIASES:
+        return ALIASES[name]
     if target and section in ("", target.partition(".")[0]):
         return target
     return name

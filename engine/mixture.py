@@ -19,6 +19,7 @@ from engine.settings import SOURCES, ConfigError, Phase, Settings
 class Draw(NamedTuple):
     source: str  # papers, videos or pairs
     index: int  # position in the training records (or pairs) of that source
+    epoch: int = 0  # passes over that source before this one
 
 
 def generator(*key) -> random.Random:
@@ -88,7 +89,7 @@ class Schedule:
         block, position = divmod(n, phase.block)
         source = _block(self.seed, phase, block)[position]
         j = self._drawn_before(phase, source) + self.draws(phase, n)[source]
-        return Draw(source, self._index(source, j))
+        return Draw(source, self._index(source, j), j // dict(self.sizes)[source])
 
     def _drawn_before(self, phase: PhasePlan, source: str) -> int:
         return sum(self.draws(earlier).get(source, 0) for earlier in self.phases if earlier.start < phase.start)

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ from transformers import AutoTokenizer
 
 from engine import files
 from engine.base import train_tokenizer
-from engine.batches import Encoded, Encoder
+from engine.batches import Encoder
 from engine.corpus import leaks
 from engine.corpus.records import Record
 from engine.corpus.split import Corpus, assemble
 from engine.mixture import generator
 from engine.settings import ConfigError, Settings
+from engine.truncation import PLACES
 
 SAMPLE = 2000  # records of a source that are counted in tokens
 SAMPLES = 3
+TRIED = 50  # of a source, until one is found whose summary is not too long
 BINS = 10
 CHUNK = 64
+LOST = 1000  # characters at either end of what is left out that are shown
 
 
 def main(spec: dict) -> None:
@@ -34,7 +38,12 @@ def main(spec: dict) -> None:
         if count
     }
     counted = {source: _counted(encoder, records, settings.train.seed, source) for source, records in sources.items()}
-    divided = {"training": [r for rows in sources.values() for r in rows], "fisher": corpus.fisher, "test": corpus.test}
+    divided = {
+        "training": [*(r for rows in sources.values() for r in rows), *corpus.plain],
+        "fisher": corpus.fisher,
+        "development": corpus.development,
+        "test": corpus.test,
+    }
     found = leaks.between(divided)
     files.replace_json(
         Path(spec["result"]), _facts(settings, corpus, counted, found, _samples(encoder, sources, settings))
@@ -56,27 +65,37 @@ def _tokenizer(settings: Settings, corpus: Corpus, model: str):
 
 
 def _counted(encoder: Encoder, records: Sequence[Record], seed: int, source: str) -> dict[str, Any]:
-    """Tokens of the records of a source, or of an even sample of them; lengths are those before anything is cut."""
+    """Tokens of the records of a source, or of an even sample of them; lengths are those before anything is left out.
+
+    The summaries that are too long are all found, not those of the sample only.
+    """
+    too_long = _too_long(encoder, records)
     chosen = sorted(generator(seed, "preflight", source).sample(range(len(records)), min(SAMPLE, len(records))))
-    lengths, cut, summary, kept, too_long, empty = [], [], 0, 0, [], []
-    for start in range(0, len(chosen), CHUNK):
-        rows = [records[number] for number in chosen[start : start + CHUNK]]
-        for record, row in zip(rows, encoder.encode(rows), strict=True):
-            if row is None:
-                too_long.append(record.id)
-                continue
-            lengths.append(len(row.ids) + row.cut)
-            summary, kept = summary + row.summary_tokens, kept + len(row.ids)
-            if row.cut:
-                cut.append(row.cut)
-            if record.summary is None:
-                empty.append(record.id)
+    rows = [row for part in _chunks([records[number] for number in chosen]) for row in encoder.encode(part) if row]
+    lengths, cut = [len(row.ids) + row.cut for row in rows], [row.cut for row in rows if row.cut]
     print(f"{source}: {len(chosen):,} of {len(records):,} records counted", flush=True)
     return {
         "records": len(records), "counted": len(chosen), "truncated": len(cut), "cut_tokens": sum(cut),
-        "summary_tokens": summary, "tokens": kept, "summaries_too_long": too_long, "longest": max(lengths, default=0),
-        "without_summary": empty, "histogram": histogram(lengths),
+        "summary_tokens": sum(row.summary_tokens for row in rows), "tokens": sum(len(row.ids) for row in rows),
+        "summaries_too_long": too_long, "longest": max(lengths, default=0), "histogram": histogram(lengths),
     }  # fmt: skip
+
+
+def _too_long(encoder: Encoder, records: Sequence[Record]) -> list[str]:
+    """Ids of the records whose summary, with the end-of-text token, is longer than data.max_summary_length."""
+    limit = encoder.data.max_summary_length
+    # a token holds a byte at least, but for one that some tokenizers put in front
+    doubtful = [record for record in records if len((record.summary or "").encode()) + 2 > limit]
+    return [
+        record.id
+        for part in _chunks(doubtful)
+        for record, length in zip(part, encoder.summary_lengths(part), strict=True)
+        if length > limit
+    ]
+
+
+def _chunks(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    return (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
 
 
 def histogram(lengths: Sequence[int]) -> dict[str, list[int]]:
@@ -90,18 +109,23 @@ def histogram(lengths: Sequence[int]) -> dict[str, list[int]]:
 
 
 def _samples(encoder: Encoder, sources: dict[str, list[Record]], settings: Settings) -> list[dict[str, str]]:
-    """Three documents as the model reads them: what is masked (no loss on it), and what is learnt."""
+    """Three documents as the model reads them: what is masked (no loss on it), what is learnt, what is left out."""
     chance = generator(settings.train.seed, "preflight", "samples")
-    chosen = [(source, chance.choice(records)) for source, records in sources.items()][:SAMPLES]
-    everything = [(source, record) for source, records in sources.items() for record in records]
-    chosen += [chance.choice(everything) for _ in range(SAMPLES - len(chosen))] if everything else []
-    rows = encoder.encode([record for _, record in chosen])
-    return [_shown(encoder, source, record, row) for (source, record), row in zip(chosen, rows, strict=True) if row]
+    drawn = {source: chance.sample(records, min(TRIED, len(records))) for source, records in sources.items()}
+    turns = ((source, rows[n]) for n in range(TRIED) for source, rows in drawn.items() if n < len(rows))
+    shown = (_shown(encoder, *turn) for turn in turns)
+    return list(islice(filter(None, shown), SAMPLES))
 
 
-def _shown(encoder: Encoder, source: str, record: Record, row: Encoded) -> dict[str, str]:
+def _shown(encoder: Encoder, source: str, record: Record) -> dict[str, Any] | None:
+    (row,) = encoder.encode([record])
+    if row is None:
+        return None
     masked, learnt = (encoder.tokenizer.decode(ids) for ids in (row.ids[: row.prompt], row.ids[row.prompt :]))
-    return {"source": source, "id": record.id, "masked": masked, "learnt": learnt, "cut": row.cut}
+    after, lost = encoder.left_out(record)
+    lost = lost if len(lost) <= 2 * LOST else f"{lost[:LOST]} … {lost[-LOST:]}"
+    shown = {"source": source, "id": record.id, "masked": masked, "learnt": learnt}
+    return shown | {"cut": row.cut, "cut_after": after, "cut_text": lost}
 
 
 def _facts(settings: Settings, corpus: Corpus, counted: dict, found: list, samples: list) -> dict[str, Any]:
@@ -110,7 +134,7 @@ def _facts(settings: Settings, corpus: Corpus, counted: dict, found: list, sampl
     return {
         "records": {source: part["records"] for source, part in counted.items()},
         "truncated": {source: round(part["truncated"] / part["counted"] * part["records"]) for source, part in counted.items()},
-        "label_share": share, "max_length": settings.data.max_length, "sources": counted, "leaks": found,
+        "label_share": share, "max_length": settings.data.max_length, "truncate": settings.data.truncate, "sources": counted, "leaks": found,
         "samples": samples, "warnings": [*corpus.warnings, *_warnings(settings, counted, found, share)],
     }  # fmt: skip
 
@@ -122,25 +146,26 @@ def _warnings(settings: Settings, counted: dict, found: list, share: float | Non
             mean = part["cut_tokens"] / part["truncated"]
             lines.append(
                 f"{source}: {part['truncated'] / part['counted']:.1%} are longer than data.max_length {settings.data.max_length}: "
-                f"{mean:,.0f} tokens of the source are cut on average, never of the summary"
+                f"on average {mean:,.0f} tokens are left out, from the {PLACES[settings.data.truncate]} of the source "
+                f"(data.truncate {settings.data.truncate}); summaries stay whole"
             )
         if part["summaries_too_long"]:
             lines.append(
                 f"{source}: {len(part['summaries_too_long'])} summaries are longer than data.max_summary_length "
-                f"{settings.data.max_summary_length} ({', '.join(part['summaries_too_long'][:3])}): training refuses or skips them, it never cuts one"
-            )
-        if part["without_summary"]:
-            lines.append(
-                f"{source}: {len(part['without_summary'])} records have no summary ({', '.join(part['without_summary'][:3])})"
+                f"{settings.data.max_summary_length} ({', '.join(part['summaries_too_long'][:3])}): training leaves these records out, it never cuts a summary"
             )
     for leak in found:
         one, other = leak["parts"]
         lines.append(
-            f"{leak['count']} records of {other} nearly repeat one of {one} ({' and '.join(leak['examples'][0])}): give both one group"
+            f"{_records(leak['count'])} of {other} nearly repeat{'s' if leak['count'] == 1 else ''} one of {one} ({' and '.join(leak['examples'][0])}): give both one group"
         )
     if share is not None and share < 0.02:
         lines.append(f"only {share:.1%} of the tokens are learnt from: sources are very long for their summaries")
     return lines
+
+
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count:,} records"
 
 
 if __name__ == "__main__":

@@ -97,5 +97,5 @@ def _key(work: Work, chosen: Sequence[Record]) -> str:
         [record.source for record in chosen],
         settings.generate.max_new_tokens,
     ]
-    facts += [settings.data.prompt, settings.data.max_length, settings.data.max_summary_length]
+    facts += [settings.data.prompt, settings.data.max_length, settings.data.max_summary_length, settings.data.truncate]
     return f"{integer(facts):016x}"

@@ -86,18 +86,28 @@ class Data(Section):
     development_share: float = Field(
         0.0, ge=0, lt=0.5, description="share of groups held out to choose by: evaluate.every_steps, average.weights"
     )
-    max_length: int = Field(1024, ge=16, description="tokens of prompt and summary; the source is cut at its end")
+    max_length: int = Field(
+        1024, ge=16, description="tokens of prompt and summary; of a longer source some is left out"
+    )
+    truncate: Literal["head", "tail", "head_tail"] = Field(
+        "head_tail", description="what is kept of a source that is too long: its beginning, its end, or half of each"
+    )
     max_summary_length: int = Field(512, ge=4, description="tokens; a longer summary is refused, never cut")
     prompt: str = Field(
-        "Summarize the following {modality}.\n\n{source}\n\nSummary:",
-        description="text around {source}; {modality} is filled in",
+        "{instruction}\n\n{source}\n\nSummary:",
+        description="text around {source}; {instruction} is the record's own, or `Summarize the following {modality}.`; "
+        "{modality} is filled in",
     )
     chat_template: Literal["auto", "never"] = Field("auto", description="auto: use the tokenizer's template if any")
+    augment: bool = Field(
+        False,
+        description="from the second pass on, training sees sources in other wordings (never values, never summaries)",
+    )
 
     @model_validator(mode="after")
     def prompt_holds_source(self):
-        if self.prompt.count("{source}") != 1:
-            raise ValueError("prompt must contain {source} exactly once")
+        if self.prompt.count("{source}") != 1 or self.prompt.count("{instruction}") > 1:
+            raise ValueError("prompt must contain {source} exactly once, and {instruction} at most once")
         if self.max_summary_length >= self.max_length:
             raise ValueError(
                 f"max_summary_length {self.max_summary_length} must be below max_length {self.max_length}, "

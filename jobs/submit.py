@@ -112,7 +112,15 @@ def fingerprint(settings: Settings, corpus: Corpus) -> str:
     if build is None:
         raise ValueError("without model.build there is no base to name")
     hashes = {name: value for name, value in corpus.hashes.items() if name not in ("pairs", "documents")}
-    names = ("test_share", "fisher_share", "development_share", "max_length", "max_summary_length", "prompt")
+    names = (
+        "test_share",
+        "fisher_share",
+        "development_share",
+        "max_length",
+        "max_summary_length",
+        "prompt",
+        "truncate",
+    )
     facts = [BASE_VERSION, build.model_dump(mode="json"), hashes, *(getattr(data, name) for name in names)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

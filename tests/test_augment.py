@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from engine.corpus import augment
+from engine.corpus import augment, instructions
 from engine.corpus.lexicon import canonical
 from engine.corpus.records import Record
 from engine.mixture import generator
@@ -51,15 +51,15 @@ def test_every_kind_of_change_happens():
         assert f"\n{heading}:\n- " in sources
     assert "The client must check the invoice before payment" in sources
     assert len({tuple(re.findall(r"^- (\w+)", record.source, re.M)) for record in variants(BASE)}) == 6
-    assert {record.instruction for record in variants(BASE)} == {
-        p.format(modality="procedure") for p in augment.PROMPTS
-    }
+    plain, *others = instructions.requests("procedure")
+    assert BASE.instruction == plain and {record.instruction for record in variants(BASE)} == {None, *others}
 
 
 def test_an_instruction_of_ones_own_stays():
     own = Record("p", "paper", "x", "y", instruction="Name the drug.")
     assert {record.instruction for record in variants(own)} == {"Name the drug."}
-    assert {record.instruction for record in variants(Record("p", "paper", "x", "y"))} == {None}
+    asked = {record.instruction for record in variants(Record("v", "video", "x", "y"))}
+    assert len(asked) == 5 and None in asked and "Please summarize this video transcript." in asked
 
 
 def numbers(text: str) -> Counter:

@@ -1,6 +1,7 @@
 """Records: what is read, what is refused and with which line, and how they are divided."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ def test_hdf5_holds_the_same_records(tmp_path):
     records = [Record("a", "paper", "süß", "x", title="t"), Record("b", "video", "y", "z")]
     write_hdf5(tmp_path / "a.h5", records)
     assert read(tmp_path / "a.h5") == records
+    with ThreadPoolExecutor() as pool:  # the dashboard reads in one
+        assert pool.submit(read, tmp_path / "a.h5").result(20) == records
 
 
 def test_hdf5_with_arrays_of_different_length(tmp_path):
@@ -88,7 +91,7 @@ def test_hdf5_with_arrays_of_different_length(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["source"] = ["a", "b"]
         file["id"] = ["1"]
-    assert "the arrays differ in length: id 1, source 2" in complaint(tmp_path / "a.h5")
+    assert "arrays differ in length (id 1, source 2." in complaint(tmp_path / "a.h5")
 
 
 def test_blank_means_nothing_visible():
@@ -146,3 +149,12 @@ def test_awkward_files_are_read_or_refused_with_a_line():
 def test_real_files_are_read_whole():
     for name, count in (("papers_medical", 736), ("video_medical", 1028), ("cross_modal", 162)):
         assert len(read(shared("data", f"{name}.jsonl"))) == count
+
+
+def test_an_instruction_that_the_prompt_leaves_out_is_told(tmp_path):
+    rows = [Record(f"a{n}", "paper", f"text {n}", "s", instruction="Why?" if n % 2 else None) for n in range(40)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    given = [f"data.papers={tmp_path}/p.jsonl", "data.test_share=0", "data.fisher_share=0"]
+    assert assemble(load(None, given).data).warnings == ()
+    (warning,) = assemble(load(None, [*given, "data.prompt='{source}'"]).data).warnings
+    assert warning.startswith("20 papers have an instruction of their own, but data.prompt has no {instruction}")

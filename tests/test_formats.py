@@ -184,7 +184,7 @@ def test_a_broken_array_keeps_what_stands_before_the_break(tmp_path):
 
 
 def test_parquet_is_read_or_refused_with_the_remedy(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     day, number = pyarrow.array([datetime.date(2020, 1, 2)]), pyarrow.array([float("nan")])
@@ -258,6 +258,12 @@ TEXTS = {  # what must come out, letter by letter
     "real/webvttpy_two_captions.sbv": "Caption text #1 Caption text #2 (line 1) Caption text #2 (line 2)",
     "real/webvttpy_using_identifiers.vtt": " ".join(f"Caption text #{n}" for n in range(1, 7)),
     "real/webvttpy_captions_with_bom.vtt": " ".join(f"Caption text #{n}" for n in range(1, 5)),
+    "real/webvttpy_comments.vtt": "- Ta en kopp varmt te.\n- Det är inte varmt.\n- Har en kopp te.\n- Det smakar som te.\n- Ta en kopp",
+    "real/webvttpy_metadata_headers.vtt": "Caption text #1 Caption text #2",
+    "real/webvttpy_one_caption.srt": "Caption text #1",
+    "real/webvttpy_one_caption.vtt": "Caption text #1",
+    "real/webvttpy_sample.srt": " ".join(f"Caption text #{n}" for n in range(1, 6)),
+    "real/webvttpy_sample.vtt": " ".join(f"Caption text #{n}" for n in range(1, 17)),
     "handmade/41_overlapping_and_backward_times.srt": "overlaps and goes back same number twice ends before it starts",
     "handmade/42_html_and_ass_tags.srt": "Hello doctor\n- Two speakers\n- in one cue ♪ music ♪ [APPLAUSE] (inaudible) >> NARRATOR: &",
 }  # fmt: skip
@@ -275,6 +281,18 @@ def test_awkward_files(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_awkward_texts(name):
     assert text(shared("awkward", name)) == TEXTS[name]
+
+
+CONSULTATION = "real/primock57_day1_consultation01"  # one visit in seven files
+
+
+def test_every_awkward_file_has_a_test():
+    from tests.test_prepare import BROKEN_PAIRS, HANDMADE
+
+    folder = shared("awkward", "README.md").parent
+    files = {str(path.relative_to(folder)) for path in folder.glob("*/*") if not path.name.startswith(".")}
+    known = {*AWKWARD, *TEXTS, *(f"handmade/{name}.jsonl" for name in (*HANDMADE, BROKEN_PAIRS))}
+    assert {name for name in files - known if not name.startswith(CONSULTATION)} == set()
 
 
 def test_one_consultation_in_six_formats_says_the_same_words():

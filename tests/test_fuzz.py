@@ -11,7 +11,9 @@ import pytest
 from engine.corpus import prepare
 from engine.corpus.formats import table
 from engine.corpus.formats.rows import Options, Refused, Row
+from engine.corpus.records import Record, read, write_hdf5
 from engine.mixture import generator
+from engine.settings import ConfigError
 
 FILES = 200
 SLOWEST = 5.0  # seconds for one file
@@ -84,10 +86,42 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def _hdf5(path: Path) -> bytes:
-    from engine.corpus.records import Record, write_hdf5
-
     write_hdf5(path, [Record(str(n), "paper", f"text {n} " * 20, "s") for n in range(20)])
     return path.read_bytes()
+
+
+def _parquet(path: Path) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = {
+        "id": [str(n) for n in range(40)],
+        "text": [f"text {n} ü" * 9 for n in range(40)],
+        "x": [[n] for n in range(40)],
+    }
+    parquet.write_table(pyarrow.table(rows), path, row_group_size=10)
+    return path.read_bytes()
+
+
+TRAINED_ON = (".jsonl", ".h5")  # what configs name
+BINARY = {"h5": _hdf5, "parquet": _parquet}
+
+
+def _seed(name: str, folder: Path) -> bytes:
+    return BINARY[name](folder / "seed") if name in BINARY else SEEDS[name].encode()
+
+
+def test_every_format_is_damaged():
+    suffixes = {f".{name.rpartition('.')[2]}".lower() for name in (*SEEDS, *BINARY)}
+    assert all(suffixes & set(form.suffixes) for form in table.FORMATS)
+
+
+def _train_on(path: Path) -> None:
+    """Training takes a file whole, or refuses it in lines that name it."""
+    try:
+        assert read(path)
+    except ConfigError as error:
+        assert all(line.startswith(str(path)) for line in error.lines)
 
 
 def _read(path: Path) -> None:
@@ -101,15 +135,17 @@ def _read(path: Path) -> None:
     try:
         (source,) = table.sources([path])
         found = list(table.read(source, Options()))
+        if path.suffix in TRAINED_ON:
+            _train_on(path)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     assert any(isinstance(item, Row | Refused) for item in found), f"{path}: neither read nor refused"
     assert all(item.reason and len(item.reason) < 60 for item in found if isinstance(item, Refused))
 
 
-@pytest.mark.parametrize("name", [*SEEDS, "h5"])
+@pytest.mark.parametrize("name", [*SEEDS, *BINARY])
 def test_damaged_files(tmp_path, name):
-    seed = _hdf5(tmp_path / "seed") if name == "h5" else SEEDS[name].encode()
+    seed = _seed(name, tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(FILES):

@@ -62,8 +62,8 @@ def test_the_facts_are_what_the_encoder_makes(tiny_data, tiny_base, tmp_path):
     words = [
         f"model.name_or_path={tiny_base}",
         "model.build=null",
-        "data.max_length=260",
-        "data.max_summary_length=150",
+        "data.max_length=180",
+        "data.max_summary_length=75",
     ]
     settings = load(tiny_data / "tiny.yaml", words)
     value = preflight.facts(Home(tmp_path), settings, lambda line: None)
@@ -75,8 +75,9 @@ def test_the_facts_are_what_the_encoder_makes(tiny_data, tiny_base, tmp_path):
     assert papers["truncated"] == sum(row.cut > 0 for row in rows) and papers["cut_tokens"] == sum(
         row.cut for row in rows
     )
-    assert papers["truncated"] > 0 and any("never of the summary" in line for line in value["warnings"])
-    assert rows and len(papers["summaries_too_long"]) == len(corpus.papers) - len(rows)
+    assert papers["truncated"] > 0 and any("from the middle of the source" in line for line in value["warnings"])
+    too_long = [r.id for r, row in zip(corpus.papers, encoder.encode(corpus.papers), strict=True) if row is None]
+    assert rows and too_long and papers["summaries_too_long"] == too_long
     tokens = sum(part["tokens"] for part in value["sources"].values())
     assert value["label_share"] == pytest.approx(sum(p["summary_tokens"] for p in value["sources"].values()) / tokens)
     records = {
@@ -91,6 +92,23 @@ def test_the_facts_are_what_the_encoder_makes(tiny_data, tiny_base, tmp_path):
             records[sample["id"]].summary in sample["learnt"] and records[sample["id"]].summary not in sample["masked"]
         )
     assert "masked | " in preflight.text(value)
+
+
+@pytest.mark.engine
+def test_all_summaries_that_are_too_long_are_found_and_not_those_of_a_sample_only(tiny_base, monkeypatch):
+    from transformers import AutoTokenizer
+
+    from engine import preflight as counting
+    from engine.batches import Encoder
+
+    monkeypatch.setattr(counting, "SAMPLE", 3)
+    monkeypatch.setattr(counting, "CHUNK", 4)
+    encoder = Encoder(AutoTokenizer.from_pretrained(tiny_base), load(None, ["data.max_summary_length=9"]).data)
+    texts = ["short", "ä", "knee pain and more of it, for weeks", "漢" * 40, "ok", "knee " * 30]
+    records = [Record(f"r{n}", "paper", "source", texts[n % 6]) for n in range(60)]
+    found = counting._counted(encoder, records, 0, "papers")
+    expected = [record.id for record, row in zip(records, encoder.encode(records), strict=True) if row is None]
+    assert found["counted"] == 3 and found["summaries_too_long"] == expected and 20 <= len(expected) < 60
 
 
 @pytest.mark.engine
@@ -111,13 +129,24 @@ def test_the_verb_and_a_leak(tiny_data, tmp_path, monkeypatch):
 VALUE = {
     "sources": {"papers": {"records": 3, "counted": 3, "longest": 20, "truncated": 1, "histogram": {"edges": [10, 20], "counts": [1, 2]}}},
     "max_length": 16, "label_share": 0.25, "warnings": ["[bold]careful\x1b[2J"],
-    "samples": [{"source": "papers", "id": "[/]id", "masked": "read \x1b]0;x\x07this", "learnt": "say [red]that"}],
+    "samples": [{"source": "papers", "id": "[/]id", "masked": "read \x1b]0;x\x07this", "learnt": "say [red]that", "cut": 1200, "cut_after": 7, "cut_text": "[@click=quit]lost"}],
 }  # fmt: skip
 
 
 def test_foreign_text_is_shown_and_never_obeyed():
     plain = "\n".join(line.plain for line in shown(VALUE))
     assert "[bold]careful" in plain and "[/]id" in plain and "say [red]that" in plain and "\x1b" not in plain
+    assert "left out 1,200 tokens after the first 7: [@click=quit]lost" in plain
+
+
+def test_long_texts_are_shown_with_both_ends():
+    long = VALUE | {"samples": [VALUE["samples"][0] | {"masked": "first " + "x" * 9000 + " last"}]}
+    told = "\n".join(line.plain for line in shown(long))
+    assert "masked first x" in told and "x last" in told and len(told) < 3000
+    assert "left out the first 5 tokens: lost" in "\n".join(
+        line.plain
+        for line in shown(VALUE | {"samples": [VALUE["samples"][0] | {"cut": 5, "cut_after": 0, "cut_text": "lost"}]})
+    )
 
 
 async def test_the_key_opens_the_data_of_a_job(tmp_path, recorded, monkeypatch):  # noqa: F811
@@ -129,6 +158,6 @@ async def test_the_key_opens_the_data_of_a_job(tmp_path, recorded, monkeypatch):
         await settle(pilot)
         screen = await press(pilot, "d")
         assert isinstance(pilot.app.screen, Preflight)
-        assert "3 documents, longest 20 tokens, 33.3% cut at 16" in screen and "masked read this" in screen
+        assert "3 documents, longest 20 tokens, 33.3% longer than 16" in screen and "masked read this" in screen
         await press(pilot, "escape")
         assert not isinstance(pilot.app.screen, Preflight)

@@ -12,12 +12,13 @@ from textual.widgets import Static
 
 from tui.menus import CLOSE, problem
 from tui.snapshot import Row
-from tui.text import BOLD, DIM, YELLOW, parts, safe
+from tui.text import BOLD, DIM, PLAIN, YELLOW, parts, safe
 
 if TYPE_CHECKING:
     from jobs.home import Home
 
-LEARNT, MASKED = "learnt ", "masked "
+SHOWN = 1500  # characters of a text
+STYLES = {"masked": DIM, "learnt": BOLD, "left out": YELLOW}
 
 
 class Preflight(ModalScreen):
@@ -65,20 +66,24 @@ class Preflight(ModalScreen):
 
 def shown(value: dict[str, Any]) -> list[Content]:
     """The facts in lines: counts and histograms, warnings, and samples with the masked part dimmed."""
-    from jobs.preflight import bars
+    from jobs.preflight import bars, pieces
 
     lines: list[Content] = []
     for source, part in value["sources"].items():
         cut = part["truncated"] / part["counted"] if part["counted"] else 0
-        told = f"  {part['records']:,} documents, longest {part['longest']:,} tokens, {cut:.1%} cut at {value['max_length']:,}"
+        told = f"  {part['records']:,} documents, longest {part['longest']:,} tokens, {cut:.1%} longer than {value['max_length']:,}"
         lines += [parts((source, BOLD), told), *(Content(row) for row in bars(part["histogram"]))]
     if value["label_share"] is not None:
         lines.append(Content(f"learnt from: {value['label_share']:.1%} of the tokens"))
     lines += [safe(f"! {line}", YELLOW) for line in value["warnings"]]
     for sample in value["samples"]:
         lines += [Content(""), parts((f"{sample['source']} ", BOLD), safe(sample["id"], BOLD))]
-        lines += [
-            parts((MASKED, DIM), safe(sample["masked"], DIM, 1500)),
-            parts((LEARNT, BOLD), safe(sample["learnt"], limit=1500)),
-        ]
+        for name, told in pieces(sample):
+            style = STYLES[name]
+            lines.append(parts((f"{name} ", style), safe(_ends(told), PLAIN if name == "learnt" else style)))
     return lines
+
+
+def _ends(text: str) -> str:
+    """The beginning and the end of a text: of a long one the middle says least."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.corpus import instructions
 from engine.corpus.lexicon import canonical
 from engine.corpus.records import Record
 from engine.mixture import generator
@@ -18,13 +19,6 @@ HEADINGS = ("Parameters", "Procedure Parameters", "Input Parameters", "Parameter
 ENTRY = re.compile(r"^[ \t]*[-*•][ \t]+\S")
 MODULE = re.compile(
     r"^[ \t]*Module(?: name)?:[ \t]*(?P<name>[A-Za-z][\w -]{1,80}?)[ \t]*$", re.MULTILINE | re.IGNORECASE
-)
-PROMPTS = (
-    "Summarize the following {modality}.",
-    "Write a summary of this {modality}.",
-    "Give a short summary of the {modality} below.",
-    "What does the following {modality} say? Summarize it.",
-    "Please summarize this {modality}.",
 )
 WORDS = (  # each group means the same in a procedure, in both directions
     ("customer", "client"),
@@ -57,14 +51,14 @@ def augmented(record: Record, seed: int, epoch: int) -> Record:
     source = record.source
     for change in (reordered, headed, reworded, renamed):
         source = change(source, chance)
-    return replace(record, source=source, instruction=prompt(record, chance))
+    return replace(record, source=source, instruction=asked(record, chance))
 
 
-def prompt(record: Record, chance: random.Random) -> str | None:
-    """Another wording of a plain request for a summary; any other instruction stays."""
-    known = {wording.format(modality=record.modality) for wording in PROMPTS}
-    chosen = chance.choice(PROMPTS).format(modality=record.modality)
-    return chosen if record.instruction in known else record.instruction
+def asked(record: Record, chance: random.Random) -> str | None:
+    """Another wording of a plain request for a summary; any other instruction stays. None is the plain request."""
+    plain, *others = instructions.requests(record.modality)
+    chosen = chance.choice([None, *others])
+    return chosen if record.instruction in (None, plain, *others) else record.instruction
 
 
 def reordered(source: str, chance: random.Random) -> str:

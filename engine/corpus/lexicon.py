@@ -15,169 +15,21 @@ from engine.corpus.records import Record
 from engine.corpus.terms import JOINT, Lexicon
 
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.;:!?,()\[\]]")
+TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[.;:!?,()\[\]\n]")
 EDGE_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "after",
-        "again",
-        "all",
-        "also",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "because",
-        "been",
-        "before",
-        "being",
-        "below",
-        "between",
-        "both",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "down",
-        "during",
-        "each",
-        "either",
-        "few",
-        "for",
-        "from",
-        "further",
-        "had",
-        "has",
-        "have",
-        "having",
-        "he",
-        "her",
-        "here",
-        "hers",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "itself",
-        "just",
-        "may",
-        "me",
-        "might",
-        "more",
-        "most",
-        "must",
-        "my",
-        "no",
-        "nor",
-        "not",
-        "of",
-        "off",
-        "on",
-        "once",
-        "one",
-        "only",
-        "or",
-        "other",
-        "our",
-        "out",
-        "over",
-        "own",
-        "per",
-        "same",
-        "she",
-        "should",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "theirs",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "three",
-        "through",
-        "to",
-        "too",
-        "two",
-        "under",
-        "until",
-        "up",
-        "upon",
-        "us",
-        "very",
-        "via",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "why",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "yes",
-        "you",
-        "your",
-        "yours",
-        "compared",
-        "using",
-        "used",
-        "use",
-        "well",
-        "however",
-        "among",
-        "versus",
-        "vs",
-        "et",
-        "al",
-        "okay",
-        "um",
-        "uh",
-        "yeah",
-        "right",
-        "like",
-        "know",
-        "going",
-        "get",
-        "got",
-        "go",
-        "thing",
-        "things",
-        "really",
-        "gonna",
-        "want",
-    ]  # noqa: SIM905 - a list of words reads better as a text
+    """
+    a about above after again all also am an and any are as at be because been before being below between both but
+    by can could did do does doing down during each either few for from further had has have having he her here
+    hers him his how i if in into is it its itself just may me might more most must my no nor not of off on once
+    one only or other our out over own per same she should so some such than that the their theirs them then there
+    these they this those three through to too two under until up upon us very via was we were what when where
+    which while who whom why will with within without would yes you your yours compared using used use well
+    however among versus vs et al okay um uh yeah right like know going get got go thing things really gonna want
+    """.split()  # noqa: SIM905 - a list of words reads better as a text
 )
+FILLERS = frozenset(
+    ("gon", "na", "wan", "gonna", "wanna", "um", "uh", "yeah", "okay", "inaudible")
+)  # of speech, nowhere in a term
 RATIO = 10.83  # likelihood ratio with p < 0.001 at one degree of freedom
 
 
@@ -294,6 +146,7 @@ def _fits(words: tuple[str, ...]) -> bool:
     return (
         all(word[0].isalnum() and not word.isdigit() for word in words)
         and not edges & EDGE_WORDS
+        and not FILLERS.intersection(words)
         and all(len(word) > 2 for word in edges)
     )
 
@@ -303,19 +156,26 @@ def _ngrams(documents: list[list[str]], length: int) -> Counter:
 
 
 def _collocations(documents: list[list[str]], length: int, least: int) -> list[tuple[tuple[str, ...], float]]:
-    from nltk.collocations import (  # a second to load; only needed here
-        BigramAssocMeasures,
-        BigramCollocationFinder,
-        TrigramAssocMeasures,
-        TrigramCollocationFinder,
-    )
+    """n-grams that occur often enough and fit, with the likelihood ratio of their parts standing together.
 
-    finder, measures = (
-        (BigramCollocationFinder, BigramAssocMeasures)
-        if length == 2
-        else (TrigramCollocationFinder, TrigramAssocMeasures)
-    )
-    found = finder.from_documents(documents)
+    Of three words it is the smaller of (first two, last) and (first, last two): a firm pair with any third word is no term.
+    """
+    from nltk.collocations import BigramAssocMeasures, BigramCollocationFinder, TrigramCollocationFinder  # a second
+
+    ratio = BigramAssocMeasures.likelihood_ratio
+    found = (BigramCollocationFinder if length == 2 else TrigramCollocationFinder).from_documents(documents)
     found.apply_freq_filter(least)
     found.apply_ngram_filter(lambda *words: not _fits(words))
-    return found.score_ngrams(measures.likelihood_ratio)
+    if length == 2:
+        return found.score_ngrams(ratio)
+    single, double = found.word_fd, found.bigram_fd
+    return [
+        (
+            (a, b, c),
+            min(
+                ratio(count, (double[a, b], single[c]), found.N),
+                ratio(count, (single[a], double[b, c]), found.N),
+            ),
+        )
+        for (a, b, c), count in found.ngram_fd.items()
+    ]

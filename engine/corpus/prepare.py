@@ -278,7 +278,10 @@ def _write(request: Request, report: Report, first: _First, say: Callable[[str],
     broken = _broken_pairs(first.pairs) if request.kind == "pairs" else {}
     if near := int(clusters.near.sum()):
         report.warnings["near-duplicate or shared group"] += near
-        say(f"{near:,} records nearly repeat each other across groups: they share a group now, and a part of any split")
+        say(
+            f"{near:,} records belong to others of another group (nearly equal texts, sides of a pair): "
+            "they share a group now, and a part of any split"
+        )
     writers = {
         part: Writer(path, first.names | ({"group"} if near else set()), first.extra or bool(near))
         for part, path in destinations(request).items()
@@ -347,7 +350,7 @@ def _broken_pairs(pairs: dict[int, list[tuple[int, str]]]) -> dict[int, str]:
             why = (
                 f"only a {sides[0]}"
                 if len(sides) == 1
-                else f"{sides.count('paper')} papers and {sides.count('video')} videos"
+                else f"papers: {sides.count('paper')}, videos: {sides.count('video')}"
             )
             broken |= {number: why for number, _ in members}
     return broken

@@ -78,6 +78,7 @@ def assemble(data: Data) -> Corpus:
     for source, records in train.items():
         if rows[source] and not records:
             raise ConfigError(f"{getattr(data, source)}: no record is left to train on after holding out. Add records")
+    warnings += _unheard(train, data)
     names = ("papers", "videos", "pairs", "documents", "test")
     return Corpus(
         papers=tuple(train["papers"]),
@@ -91,6 +92,18 @@ def assemble(data: Data) -> Corpus:
         warnings=tuple(warnings),
         hashes={name: files.sha256(path) for name in names if (path := getattr(data, name))},
     )
+
+
+def _unheard(train: dict[str, list[Record]], data: Data) -> list[str]:
+    """Instructions of records that the prompt does not pass on."""
+    if "{instruction}" in data.prompt:
+        return []
+    told = {source: sum(bool(record.instruction) for record in records) for source, records in train.items()}
+    return [
+        f"{count} {source} have an instruction of their own, but data.prompt has no {{instruction}}: the model is not told it"
+        for source, count in told.items()
+        if count
+    ]
 
 
 def _read_all(data: Data) -> tuple[dict[str, list[Record]], tuple[Pair, ...], list[Record]]:

