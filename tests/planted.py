@@ -51,6 +51,7 @@ def verdict(final: Path, home: Home, factor: float, samples: int) -> dict:
     home.jobs.mkdir(parents=True)
     about, records = read_about(final), Records(home.records)
     settings = load_about_settings(about, final).model_dump(by_alias=True)
+    settings["train"]["threads"] = 1  # the machine may be busy
     settings["evaluate"] |= {
         "samples": samples,
         "bertscore_model": "none",
