@@ -78,5 +78,7 @@ def child(folder: Path, out: Path, events: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(*map(Path, sys.argv[2:]))
-    else:
+    elif sys.argv[1:]:
         sys.exit(main([Path(name) for name in sys.argv[1:]]))
+    else:
+        sys.exit('make kill-evaluation TRANSCRIPTS="FILE ...": records, JSONL, 500 of them videos')
