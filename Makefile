@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==.*/&/p' requirements.txt)
 
-.PHONY: setup demo test check lint bench bench-forgetting soak clean
+.PHONY: setup demo test check lint bench bench-forgetting soak planted kill-evaluation clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,14 @@ bench-forgetting: setup
 
 soak: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.soak
+
+# What the gate says of a trained adapter, of its copy, and of three times its update: CHECKPOINT=checkpoints/RUN/PHASE/final
+planted: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.planted $(CHECKPOINT)
+
+# 500 transcripts of one's own (records, JSONL) judged by a process that is killed five times: TRANSCRIPTS="FILE ..."
+kill-evaluation: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.killed_evaluation $(TRANSCRIPTS)
 
 clean:
 	rm -rf $(VENV)

@@ -30,7 +30,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Stage(Event):
-    """What the job does from here on: loading, training, fisher, answers, evaluating, saving."""
+    """What the job does from here on: loading, training, fisher, answers, evaluating, scoring, bertscore, saving."""
 
     name: str
 
@@ -81,6 +81,14 @@ class Generated(Event):
     done: int
     total: int
     what: str
+
+
+@dataclass(frozen=True)
+class Scored(Event):
+    """Documents scored so far in the present stage: `scoring` for the metrics of words, then `bertscore`."""
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from jobs.home import Home
 from jobs.records import BLOCKED, DONE, QUEUED, RUNNING, Job, Records, title
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
-FREQUENT = (ev.Step, ev.FisherProgress, ev.Generated)
+FREQUENT = (ev.Step, ev.FisherProgress, ev.Generated, ev.Scored)
 WIDEST = 48  # characters of the last column of the job table
 
 
@@ -71,6 +71,8 @@ def line(event: ev.Event) -> str | None:
             return f"fisher {event.done}/{event.total}  trace {_number(event.trace, 4)}"
         case ev.Generated():
             return f"{event.what}: {event.done}/{event.total} documents"
+        case ev.Scored():
+            return f"scored {event.done}/{event.total}"
         case ev.Evaluated():
             return f"{event.checkpoint} on {event.test_set}: " + "; ".join(
                 f"{column} {_scores(metrics)}" for column, metrics in event.metrics.items()
@@ -89,7 +91,7 @@ def is_last(event: ev.Event) -> bool:
     """The last report of a stage, which no line of text should miss."""
     if isinstance(event, ev.Step):
         return event.step >= event.steps
-    return isinstance(event, (ev.FisherProgress, ev.Generated)) and event.done >= event.total
+    return isinstance(event, (ev.FisherProgress, ev.Generated, ev.Scored)) and event.done >= event.total
 
 
 def _scores(metrics: dict[str, Any]) -> str:

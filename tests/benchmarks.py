@@ -147,7 +147,7 @@ def engine() -> list[str]:
 
 
 def evaluation() -> list[str]:
-    """Summaries of 96 documents as an evaluation writes them, against transformers' generate one document at a time."""
+    """Summaries of 200 documents as an evaluation writes them, against transformers' generate one document at a time."""
     import torch
 
     from engine.base import new_model, train_tokenizer
@@ -162,7 +162,7 @@ def evaluation() -> list[str]:
     tokenizer = train_tokenizer(assemble(settings.data), settings.model.build)
     model = new_model(settings.model.build, tokenizer, settings.data.max_length).eval()
     encoder, room = Encoder(tokenizer, settings.data), settings.generate.max_new_tokens
-    records = pocket.papers(48, "bench") + pocket.videos(48, "bench")
+    records = pocket.papers(100, "bench") + pocket.videos(100, "bench")
     prompts = encoder.prompts(records, room)
     stop = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
 
@@ -180,7 +180,7 @@ def evaluation() -> list[str]:
     took = alternating(3, batched=batched, one_by_one=one_by_one)
     rates = {name: len(records) / value for name, value in took.items()}
     return [
-        f"| evaluation: summaries of 96 documents of {room} tokens, one thread | {rates['batched']:.1f} documents/s | "
+        f"| evaluation: summaries of 200 documents of {room} tokens, one thread | {rates['batched']:.1f} documents/s | "
         f"one document at a time: {rates['one_by_one']:.1f}, ratio {took['one_by_one'] / took['batched']:.1f} |"
     ]
 

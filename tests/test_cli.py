@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from engine import events as ev
-from jobs import commands, steer
+from jobs import command_line, commands, doctor, steer
 from jobs.home import PROJECT, Home
 from jobs.records import DONE, FAILED, QUEUED, RUNNING, Job, Records
 
@@ -158,7 +158,7 @@ def test_no_runner_log_or_jobs_from_looking(home):
 
 def verbs() -> list[list[str]]:
     named = lambda app: [c.name or c.callback.__name__ for c in app.registered_commands]  # noqa: E731
-    return [[name] for name in named(commands.app)] + [["runner", name] for name in named(commands.runner_app)]
+    return [[name] for name in named(command_line.app)] + [["runner", name] for name in named(command_line.runner_app)]
 
 
 @pytest.mark.parametrize("verb", verbs(), ids=" ".join)
@@ -223,7 +223,7 @@ def test_demo_takes_the_next_free_names_and_builds_one_base(paused):
 
 def test_checkpoints_and_doctor_with_json(home):
     assert told("checkpoints") == []
-    found = commands.health.value(commands.health.examine(home))
+    found = doctor.value(doctor.examine(home))
     assert set(found) == {"ok", "checks"}
     assert all(set(check) == {"name", "ok", "found", "remedy"} for check in found["checks"])
     names = {check["name"] for check in found["checks"]}

@@ -18,15 +18,16 @@ from engine import base, checkpoint, models
 from engine.batches import Encoded, Encoder
 from engine.configs import dump, load
 from engine.corpus.records import read, write_hdf5, write_jsonl
-from engine.evaluation import bertscore
+from engine.evaluation import bertscore, score
 from engine.evaluation import run as evaluation
 from engine.evaluation.generate import KeyedSampling, batches, generate
 from engine.evaluation.sentences import splitter
-from engine.events import Evaluated, Generated
+from engine.events import Evaluated, Generated, Stamped
 from engine.settings import ConfigError, Generate, Model
 from engine.work import Cancelled
-from jobs import gate
+from jobs import gate, show
 from jobs.home import Home
+from jobs.progress import Fold
 from jobs.records import Records
 from tests.conftest import PROJECT, make_work
 
@@ -212,6 +213,28 @@ def test_what_is_stored_is_what_the_libraries_say(tiny_data, talkative_base, tmp
     assert result["scored_by"]["bertscore"] == "all-MiniLM-L6-v2, layer 6"
     assert result["speed"]["tokens_per_second"] > 0 and result["speed"]["latency_p95"] >= result["speed"]["latency_p50"]
     assert 0 <= result["modality_gap"]["gap"] <= 2 and result["modality_gap"]["documents"] == [5, 5]
+
+
+def test_scoring_tells_how_far_it_is(tiny_data, tmp_path, monkeypatch):
+    """Each second for the metrics of words, after each chunk of documents for BERTScore; a cancel is heeded between."""
+    monkeypatch.setattr(score, "REPORT_EVERY", 0.0)
+    monkeypatch.setattr(score, "CHUNK", 4)
+    records = read(tiny_data / "test.jsonl")
+    rows = [{"reference": r.summary, "output": r.summary, "scores": {}, "modality": r.modality} for r in records]
+    events = []
+    given = (rows, [record.source for record in records], bertscore.judge("bundled"), None)
+    score.rows(*given, emit=events.append)
+    fold, told = Fold(), []
+    for second, event in enumerate(events):
+        fold.add(Stamped(float(second), 1, event))
+        told.append((fold.progress.stage, fold.progress.done, fold.progress.eta))
+    assert [stage for stage, done, _ in told if done is None] == ["scoring", "bertscore"]
+    assert [done for stage, done, _ in told if stage == "scoring"] == [None, *range(11)]
+    assert [done for stage, done, _ in told if stage == "bertscore"] == [None, 0, 4, 8, 10]
+    assert ("scoring", 5, 5.0) in told and ("bertscore", 8, 0.5) in told  # seconds left at the pace so far
+    assert show.line(events[-1]) == "scored 10/10" and show.is_last(events[-1])
+    with pytest.raises(Cancelled):
+        score.rows(*given, cancelled=lambda: True)
 
 
 def test_a_change_of_scoring_writes_nothing_again(tiny_data, talkative_base, tmp_path):

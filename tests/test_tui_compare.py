@@ -70,9 +70,13 @@ async def test_settings_losses_and_documents(home):
         shown = await press(pilot, "2")
         assert "train.seed" in shown and "distil" not in shown
         shown = await press(pilot, "3")
-        assert "good/phase1" in shown and any("\u2801" <= character <= "\u28ff" for character in shown)  # braille
+        assert "A good/phase1" in shown and any("\u2801" <= character <= "\u28ff" for character in shown)  # braille
         shown = await press(pilot, "tab")
         assert "by ROUGE-L, worst first: 1 of 200" in shown and "▼" in shown
+        heads, first = shown.splitlines()[2:4]
+        assert [heads.index(f" {side} ") + 1 for side in "AB"] == [
+            first.rindex(score) + len(score) - 1 for score in ends(first)
+        ]
         first = pilot.app.screen._rows[0]
         assert first.id in shown and "reference" in shown and "✗ lost:" in shown
         shown = await press(pilot, "end")
@@ -83,6 +87,11 @@ async def test_settings_losses_and_documents(home):
         await press(pilot, "escape")
         shown = await press(pilot, "m")
         assert "by ROUGE-1" in shown or "by NLL" in shown
+
+
+def ends(line: str) -> list[str]:
+    """The two scores of a document's line."""
+    return line.split()[2:4]
 
 
 def take(screen: Compare, place: int) -> dict:

@@ -142,7 +142,8 @@ class Compare(Screen):
             if child.returncode is None:
                 child.kill()
         if child.returncode:
-            self._value["warnings"].append(f"no tests: {errors.decode(errors='replace').strip().splitlines()[-1:]}")
+            said = errors.decode(errors="replace").strip().splitlines() or ["the process ended without a word"]
+            self._value["warnings"].append(f"no tests: {said[-1]}")
             self._tests = []
         else:
             self._tests = json.loads(out)
@@ -161,7 +162,7 @@ class Compare(Screen):
 
     def _body(self, width: int, room: int) -> list:
         if self._view == 2:
-            return compared.losses(self._curves, width, room)
+            return compared.losses(self._curves, self._found.names, width, room)
         if self._view == 3:
             return self._documents(width, room)
         lines = (

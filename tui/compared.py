@@ -97,11 +97,12 @@ def _plain(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-def losses(curves: dict[str, tuple] | None, width: int, height: int) -> list[Content | Strip]:
-    """The minimised sum of each side's phase over its steps, one upon the other."""
+def losses(curves: dict[str, tuple] | None, sides: Sequence[str], width: int, height: int) -> list[Content | Strip]:
+    """The minimised sum of each side's phase over its steps, one upon the other, by the letters of the sides."""
     if curves is None:
         return [Content.styled("reading the losses…", DIM)]
-    drawn = tuple(Curve(name, tuple(xs), tuple(ys)) for name, (xs, ys) in curves.items())
+    names = dict(zip(sides, letters(len(sides)), strict=True))
+    drawn = tuple(Curve(f"{names[name]} {name}", tuple(xs), tuple(ys)) for name, (xs, ys) in curves.items())
     return chart.draw(
         Picture(drawn, x_unit="steps", empty="No losses: these checkpoints' jobs left no events here."), width, height
     )
@@ -115,14 +116,16 @@ def documents(rows: Sequence["Change"], place: int, metric: str, width: int, hei
         return [Content.styled(f"No document has {METRICS[metric].label} on every side.", DIM)]
     first = min(max(0, place - height // 2), max(0, len(rows) - height + 1))
     places = digits(metric)
-    lines = [
-        Content.styled(shorten(f"by {METRICS[metric].label}, worst first: {place + 1} of {len(rows):,}", width), DIM)
-    ]
+    name = max(8, width - 30 - 7 * len(rows[0].values))
+    title = f"by {METRICS[metric].label}, worst first: {place + 1} of {len(rows):,}"
+    heads = " ".join(f"{letter:>6}" for letter in letters(len(rows[0].values)))
+    head = pad(f"{pad(title, name + 9)} {heads}", max(0, width - 10)) + f" {'change':>7}"
+    lines = [Content.styled(head[:width], DIM)]
     for number in range(first, min(len(rows), first + height - 1)):
         row = rows[number]
         sign = "▼" if row.change < 0 else "▲" if row.change > 0 else "·"
         values = " ".join(f"{value:>6.{places}f}" for value in row.values)
-        text = f"{pad(row.id, max(8, width - 30 - 7 * len(row.values)))} {pad(row.column, 8)} {values}"
+        text = f"{pad(row.id, name)} {pad(row.column, 8)} {values}"
         line = parts(pad(text, max(0, width - 10)), (f" {row.change:>+7.{places}f} {sign}", TONES[sign]))
         lines.append(line.stylize(CURSOR) if number == place else line)
     return lines

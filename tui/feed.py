@@ -179,7 +179,7 @@ class Feed:
             for job in jobs.values()
             if job.kind == "evaluate" and job.run == chosen.run and job.state == "running"
         ]
-        words = tuple((phase, f"measuring {p.done or 0}/{p.total or '?'}") for phase, p in measuring)
+        words = tuple((phase, f"{_measuring(p.stage)} {p.done or 0}/{p.total or '?'}") for phase, p in measuring)
         return replace(made, measuring=words) if words else made
 
     def _tables(self, run: str, metric: str | None) -> Forgetting:
@@ -295,6 +295,10 @@ def fisher(run: str, phases: list[tuple["Job", History]]) -> Fisher:
                 ratios.append(ewc / entropy)
                 penalty = ewc
     return Fisher(run, tuple(found), tuple(ratios), penalty)
+
+
+def _measuring(stage: str) -> str:
+    return stage if stage in ("scoring", "bertscore") else "measuring"
 
 
 def gate_in_words(gate: dict | None) -> tuple[str, str]:

@@ -46,18 +46,19 @@ def generate(
     records: Sequence[Record],
     room: int,
     size: int,
-    skip: int = 0,
     decoding: Generate | None = None,
     budget: int = 0,
+    only: Sequence[int] | None = None,
 ) -> Iterator[list[Output]]:
-    """Summaries of at most `room` tokens, a batch at a time; the first `skip` batches are left out. Greedy by default.
+    """Summaries of at most `room` tokens, a batch at a time; of `only` these batches where given. Greedy by default.
 
     Prompts are padded on the left, with an attention mask, as generation needs.
     """
     prompts = encoder.prompts(records, room)
     was_training = model.training
     model.eval()
-    for chosen in batches(prompts, size, budget, room)[skip:]:
+    order = batches(prompts, size, budget, room)
+    for chosen in order if only is None else [order[number] for number in only]:
         rows = [prompts[index] for index in chosen]
         names = [records[index].id for index in chosen]
         yield _write(model, encoder, rows, chosen, room, decoding or Generate(), names)

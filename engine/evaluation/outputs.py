@@ -1,5 +1,9 @@
-"""What a checkpoint writes for a test set, kept batch by batch so that a killed job only repeats the batch it was in."""
+"""What a checkpoint writes for a test set, kept batch by batch so that a killed job only repeats the batch it was in.
 
+Under `accelerate launch` the processes share the batches, and each keeps its own in a file of its own.
+"""
+
+import glob
 import json
 import os
 import resource
@@ -9,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import nn
 
 from engine import files, models
@@ -35,17 +41,22 @@ class Written(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A finished batch, a line of the partial file. seconds: of its generation, which all its documents waited."""
+    """A finished batch, a line of a partial file. number: its place in the order that is fixed in advance.
 
+    seconds: of its generation, which all its documents waited.
+    """
+
+    number: int
     rows: list[dict]
     seconds: float
     peak_gib: float
 
 
-def write_all(work: Work, every: list[Record], name: str, partial: Path) -> Written:
-    """Outputs and likelihoods of all records; plain documents are only read. Finished batches are appended to `partial` and read back.
+def write_all(work: Work, every: list[Record], name: str, kept: str) -> Written | None:
+    """Outputs and likelihoods of all records; plain documents are only read. None in all processes but the first.
 
-    Raises Cancelled between batches.
+    Finished batches are kept in <checkpoint>/evaluations/<kept>.<process>.partial, and those that are there, from however
+    many processes, are not written again. Raises Cancelled between batches, in all processes.
     """
     settings = work.settings
     models.prepare(settings.train)
@@ -57,15 +68,16 @@ def write_all(work: Work, every: list[Record], name: str, partial: Path) -> Writ
         model = models.load_adapter(model, work.folder, trainable=False)
     work.emit(Stage("evaluating"))
     records = [record for record in every if record.modality != plain.MODALITY]
-    read = plain.read_all(work, model, encoder, [record for record in every if record.modality == plain.MODALITY])
     order = batches(
         encoder.prompts(records, settings.generate.max_new_tokens),
         settings.evaluate.batch_size,
         settings.evaluate.batch_tokens,
         settings.generate.max_new_tokens,
     )
-    finished = _finished(partial, order)
-    finished += _write_rest(work, model, encoder, records, name, partial, order, finished)
+    read = _share(work, model, encoder, every, records, name, kept, order)
+    if not PartialState().is_main_process:
+        return None
+    finished = [batch for _, batch in sorted(_finished(work.folder, kept).items())]
     rows = {
         index: row
         for chosen, batch in zip(order, finished, strict=True)
@@ -78,6 +90,33 @@ def write_all(work: Work, every: list[Record], name: str, partial: Path) -> Writ
     return Written([found[record.modality, record.id] for record in every], facts)
 
 
+def _share(
+    work: Work,
+    model: nn.Module,
+    encoder: Encoder,
+    every: list[Record],
+    records: list[Record],
+    name: str,
+    kept: str,
+    order: list[list[int]],
+) -> list[dict]:
+    """Write the batches that are not there yet, each process its share of them; the rows of the plain documents."""
+    state, read, stopped = PartialState(), [], False
+    finished = _finished(work.folder, kept)
+    state.wait_for_everyone()  # all have looked before one writes, so they share the same rest
+    rest = [number for number in range(len(order)) if number not in finished]
+    documents = [record for record in every if record.modality == plain.MODALITY]
+    try:
+        read = plain.read_all(work, model, encoder, documents, state.process_index, state.num_processes)
+        _write_rest(work, model, encoder, records, name, _partial(work.folder, kept, state.process_index), order, rest)
+    except Cancelled:  # the others are waited for: they hear of it at their next batch
+        stopped = True
+    told = gather_object([(stopped, read)]) if state.num_processes > 1 else [(stopped, read)]
+    if any(stopped for stopped, _ in told):
+        raise Cancelled
+    return [row for _, rows in told for row in rows]
+
+
 def _write_rest(
     work: Work,
     model: nn.Module,
@@ -86,19 +125,21 @@ def _write_rest(
     name: str,
     partial: Path,
     order: list[list[int]],
-    finished: list[Batch],
-) -> list[Batch]:
-    """The batches that are not there yet, each on disk before the next begins."""
-    settings, made = work.settings, []
+    rest: list[int],
+) -> None:
+    """This process's share of the batches in `rest`, each on disk before the next begins."""
+    settings, state = work.settings, PartialState()
     references = _references(work, encoder, records)
-    done = sum(len(batch.rows) for batch in finished)
+    done = len(records) - sum(len(order[number]) for number in rest)
     work.emit(Generated(done, len(records), name))
+    mine = rest[state.process_index :: state.num_processes]
     writing = generate(
         model, encoder, records, settings.generate.max_new_tokens, settings.evaluate.batch_size,
-        skip=len(finished), decoding=settings.generate, budget=settings.evaluate.batch_tokens,
+        decoding=settings.generate, budget=settings.evaluate.batch_tokens, only=mine,
     )  # fmt: skip
+    _cut_torn_line(partial)
     with partial.open("ab") as file:
-        for _ in order[len(finished) :]:
+        for turn, number in enumerate(mine):
             started = time.perf_counter()
             outputs = next(writing)
             seconds = time.perf_counter() - started
@@ -107,15 +148,15 @@ def _write_rest(
             documents = [references[output.index] for output in outputs]
             nll = reference_nll(model, documents, encoder.tokenizer.pad_token_id)
             rows = [_row(records[o.index], references[o.index], o, v) for o, v in zip(outputs, nll, strict=True)]
-            made.append(Batch(rows, seconds, _peak_gib()))
-            file.write(json.dumps(made[-1]._asdict(), ensure_ascii=False).encode() + b"\n")
+            line = Batch(number, rows, seconds, _peak_gib())._asdict()
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-            done += len(rows)
+            # the other processes are taken to be in the same turn
+            done += sum(len(order[n]) for n in rest[turn * state.num_processes : (turn + 1) * state.num_processes])
             work.emit(Generated(done, len(records), name))
             first = rows[0]
             work.emit(Sample(first["id"], first["modality"], first["reference"][:2000], first["output"][:2000]))
-    return made
 
 
 def _row(record: Record, reference: Encoded, output: Output, nll: float) -> dict:
@@ -132,15 +173,29 @@ def _row(record: Record, reference: Encoded, output: Output, nll: float) -> dict
     }
 
 
-def _finished(partial: Path, order: list[list[int]]) -> list[Batch]:
-    """The whole batches an earlier attempt has left; a torn last line is cut off, so that appending goes on cleanly."""
-    if not partial.exists():
-        return []
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        files.replace(partial, whole)
-    return [Batch(**json.loads(line)) for line in whole.splitlines()][: len(order)]
+def _partial(folder: Path, kept: str, process: int) -> Path:
+    return folder / "evaluations" / f"{kept}.{process}.partial"
+
+
+def _finished(folder: Path, kept: str) -> dict[int, Batch]:
+    """{number: batch} of the whole batches that are there. A torn last line does not count."""
+    found = {}
+    for partial in sorted((folder / "evaluations").glob(f"{glob.escape(kept)}.*.partial")):
+        for line in _whole_lines(partial.read_bytes()).splitlines():
+            batch = Batch(**json.loads(line))
+            found[batch.number] = batch
+    return found
+
+
+def _whole_lines(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _cut_torn_line(partial: Path) -> None:
+    """What a killed process has half written goes, so that appending goes on cleanly."""
+    content = partial.read_bytes() if partial.exists() else b""
+    if _whole_lines(content) != content:
+        files.replace(partial, _whole_lines(content))
 
 
 def _references(work: Work, encoder: Encoder, records: list[Record]) -> list[Encoded]:
@@ -171,7 +226,7 @@ def _peak_gib() -> float:
 
 
 def _speed(finished: list[Batch]) -> dict:
-    """Seconds that a document waited for its batch (p50, p95), tokens written a second, peak GiB."""
+    """Seconds that a document waited for its batch (p50, p95); tokens written a second and peak GiB, of one process."""
     waited = [batch.seconds for batch in finished for _ in batch.rows]
     tokens = sum(row["output_tokens"] for batch in finished for row in batch.rows)
     p50, p95 = np.percentile(waited, [50, 95])

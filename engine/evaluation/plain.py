@@ -12,10 +12,15 @@ from engine.work import Cancelled, Work
 MODALITY = "document"
 
 
-def read_all(work: Work, model: nn.Module, encoder: Encoder, records: Sequence[Record]) -> list[dict]:
-    """A row for each document with the mean nll of its tokens after the first; nothing is generated. Raises Cancelled."""
+def read_all(
+    work: Work, model: nn.Module, encoder: Encoder, records: Sequence[Record], rank: int = 0, processes: int = 1
+) -> list[dict]:
+    """A row for each document with the mean nll of its tokens after the first; nothing is generated. Raises Cancelled.
+
+    Of several processes each reads every n-th batch, so that the batches stay those of one process.
+    """
     documents, size, rows = encoder.plain(records), work.settings.evaluate.batch_size, []
-    for first in range(0, len(records), size):
+    for first in range(rank * size, len(records), processes * size):
         if work.cancelled():
             raise Cancelled
         batch = documents[first : first + size]

@@ -1,5 +1,6 @@
 """From outputs to scores: the same function judges a checkpoint's outputs and those of any other program."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from engine import files
@@ -8,10 +9,12 @@ from engine.corpus.terms import Lexicon
 from engine.evaluation import bertscore, metrics
 from engine.evaluation.sentences import model_name, splitter
 from engine.evaluation.table import METRICS, columns_in_order
+from engine.events import Emit, Scored, Stage
 from engine.settings import Settings
 from engine.work import Cancelled
 
 CHUNK = 512  # documents that BERTScore takes at once; a cancel is heeded between two
+REPORT_EVERY = 1.0  # seconds between two reports of progress
 
 
 def identity(settings: Settings, judge: bertscore.Judge | None) -> list:
@@ -26,25 +29,34 @@ def rows(
     judge: bertscore.Judge | None,
     lexicon: Lexicon | None,
     cancelled: Callable[[], bool] = lambda: False,
+    emit: Emit = lambda event: None,
 ) -> tuple[list[dict], dict]:
     """(rows with all their scores, how they were scored). written: {reference, output, scores: {nll} or {}, ...}.
 
-    How: {sentences, bertscore, remarks: things worth a warning}. Raises Cancelled between chunks.
+    How: {sentences, bertscore, remarks: things worth a warning}. Raises Cancelled between documents, or chunks of them.
     """
+    emit(Stage("scoring"))
     texts = [text for row, source in zip(written, sources, strict=True) for text in (row["reference"], source) if text]
     split, sentences = splitter(texts)
-    scored = []
+    scored, reported = [], time.monotonic()
     for row, source in zip(written, sources, strict=True):
+        if cancelled():
+            raise Cancelled
+        if time.monotonic() - reported >= REPORT_EVERY:
+            emit(Scored(len(scored), len(written)))
+            reported = time.monotonic()
         if row["output"] is None:  # a plain document: nothing was to be written
             scored.append(dict(row))
             continue
         found = metrics.score(row["reference"], row["output"], source, split, lexicon)
         given = {"nll": row["scores"]["nll"]} if "nll" in row["scores"] else {}
         scored.append(row | {"scores": given | found})
+    emit(Scored(len(scored), len(written)))
     remarks = []
     summaries = [row for row in scored if row["output"] is not None]
     if judge and summaries:
-        _add_bertscore(summaries, judge, cancelled)
+        emit(Stage("bertscore"))
+        _add_bertscore(summaries, judge, cancelled, emit)
         if cut := bertscore.cut(judge, [text for row in summaries for text in (row["reference"], row["output"])]):
             remarks.append(
                 f"BERTScore reads {cut} of {2 * len(summaries)} texts only in part: they are too long for it"
@@ -54,7 +66,8 @@ def rows(
     return scored, {"sentences": sentences, "bertscore": judge.name if judge else None, "remarks": remarks}
 
 
-def _add_bertscore(scored: list[dict], judge: bertscore.Judge, cancelled: Callable[[], bool]) -> None:
+def _add_bertscore(scored: list[dict], judge: bertscore.Judge, cancelled: Callable[[], bool], emit: Emit) -> None:
+    emit(Scored(0, len(scored)))
     for first in range(0, len(scored), CHUNK):
         if cancelled():
             raise Cancelled
@@ -67,6 +80,7 @@ def _add_bertscore(scored: list[dict], judge: bertscore.Judge, cancelled: Callab
                 "bertscore_f1": f1,
                 "bertscore_composite": metrics.composite(f1, row["scores"]["length_ratio"]),
             }
+        emit(Scored(first + len(chunk), len(scored)))
 
 
 def columns(scored: Sequence[dict]) -> dict[str, dict]:
