@@ -65,6 +65,10 @@ class Lora(Section):
     rank: int = Field(32, ge=1, description="rank r of the update scale * B * A")
     alpha: float = Field(64, gt=0, description="scale = alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input of A, in training only")
+    dropout_mask: Literal["sequence", "token"] = Field(
+        "sequence",
+        description="which features are dropped: the same in a whole sequence (nearly free), or drawn anew at each token",
+    )
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
