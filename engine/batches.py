@@ -1,5 +1,6 @@
 """Tokens and label masks: from records to the rows and tensors of one optimizer step."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from engine.mixture import generator
 from engine.settings import ConfigError, Data
 
 PLACEHOLDER = "\u2983source\u2984"  # stands where the source goes while a chat template is rendered
+LENGTHS = 16  # few shapes, and whole tiles on a GPU: two in a hundred tokens of padding buy more than they cost
 MODALITY_WORDS = {"paper": "paper", "video": "video transcript"}
 
 
@@ -232,28 +234,37 @@ def step_rows(new: Sequence[Row], pools: dict[str, Sequence[Row]], shares: Share
     return rows
 
 
-def micro_batches(rows: list[Row], size: int, memory_share: float, pad: int, pairs: str = "cross_modal") -> list[Batch]:
+def micro_batches(
+    rows: list[Row], size: int, memory_share: float, pad: int, pairs: str = "cross_modal", tokens: int | None = None
+) -> list[Batch]:
     """Cut a step's rows into padded batches of at most `size` rows, of similar length and nearly equal number.
 
-    The two sides of a pair stay together, even where `size` is 1.
+    The two sides of a pair stay together, even where `size` is 1. tokens: of a batch with its padding, at most, where
+    it has more than one document (or pair).
     L_CE = (1 - q) * mean over new tokens + q * mean over memory tokens: the share of old in the loss is exactly q.
     """
-    cut = _cut(rows, size)
+    cut = _cut(rows, size, tokens or sys.maxsize)
     totals = totals_of(rows, memory_share, len(cut), pairs)
     return [collate(part, totals, pad, pairs) for part in cut]
 
 
-def _cut(rows: list[Row], size: int) -> list[list[Row]]:
+def _cut(rows: list[Row], size: int, tokens: int) -> list[list[Row]]:
     units: dict[object, list[Row]] = {}
     for index, row in enumerate(rows):
         units.setdefault(("row", index) if row.pair is None else row.pair, []).append(row)
     limit = -(-len(rows) // -(-len(rows) // size))
     parts: list[list[Row]] = []
     for unit in sorted(units.values(), key=lambda unit: max(len(row.document.ids) for row in unit)):
-        if not parts or len(parts[-1]) + len(unit) > limit:
+        together = len(parts[-1]) + len(unit) if parts else 0
+        if not parts or together > limit or together * _padded_length(unit) > tokens:  # the last is the longest
             parts.append([])
         parts[-1] += unit
     return parts
+
+
+def _padded_length(rows: list[Row]) -> int:
+    length = max(len(row.document.ids) for row in rows)
+    return length + -length % LENGTHS
 
 
 def totals_of(rows: list[Row], memory_share: float, parts: int = 1, pairs: str = "cross_modal") -> Totals:
@@ -280,8 +291,8 @@ def _over(share: float, count: int) -> float:
 
 
 def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal") -> Batch:
-    """The tensors of some rows of a step."""
-    length = max(len(row.document.ids) for row in rows)
+    """The tensors of some rows of a step, padded to a multiple of LENGTHS tokens."""
+    length = _padded_length(rows)
     ids = torch.full((len(rows), length), pad)
     predicts = torch.zeros((len(rows), length), dtype=torch.bool)
     targets, of_row, term = [], [], []

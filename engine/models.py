@@ -31,6 +31,7 @@ def prepare(train: Train) -> None:
     """CPU threads as the settings say (0: one per core); tiny values flushed to zero, which is faster; a quiet log."""
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
+    products.prepare()
     transformers_logging.disable_progress_bar()
 
 

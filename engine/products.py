@@ -3,22 +3,49 @@
 On a CPU torch gives float32 products to MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which is
 in the same torch and which torch.compile uses, takes AVX-512 where it is and is twice as fast there. Precision is the
 same (IEEE float32). Figures: docs/benchmarks.md.
+
+oneDNN writes machine code for each shape it meets, about a millisecond and a megabyte of it, so shapes should be few:
+rows come in multiples of ROWS (engine/batches.py pads to it), and the code of CODES shapes is kept.
 """
+
+import os
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEWEST_ROWS = 4  # below, reading the weights is all there is to do, and MKL does it faster
+ROWS = 16
+CODES = 512
+FEWEST_ROWS = 32  # below, reading the weights is most of the work, and MKL does it as fast
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def prepare() -> None:
+    """To be called before the first product: how many shapes oneDNN keeps code for."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(CODES))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed: (..., N). To be called where no gradient is recorded."""
+    rows = x.numel() // x.shape[-1]
     alike = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if ONEDNN and alike and x.numel() >= FEWEST_ROWS * x.shape[-1] > 0:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return functional.linear(x, weight, bias)
+    if not (ONEDNN and alike and rows >= FEWEST_ROWS):
+        return functional.linear(x, weight, bias)
+    if not rows % ROWS:
+        return _onednn(x, weight, bias)
+    padded = functional.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, -rows % ROWS))
+    return _onednn(padded, weight, bias)[:rows].view(*x.shape[:-1], len(weight))
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """A matrix without gaps between its rows or its columns: with gaps oneDNN is a hundred times slower."""
+    return (
+        matrix if matrix.is_contiguous() or (matrix.dim() == 2 and matrix.mT.is_contiguous()) else matrix.contiguous()
+    )
 
 
 def products(x: Tensor, weight: Tensor) -> Tensor:

@@ -244,6 +244,11 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW, on A and B")
     max_grad_norm: float = Field(1.0, gt=0, description="clip, after accumulation")
     per_device_train_batch_size: int = Field(3, ge=1, description="records in a micro-batch")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of a micro-batch with its padding, at most; fewer rows then, the same step. Empty: rows alone count",
+    )
     gradient_accumulation_steps: int = Field(6, ge=1, description="micro-batches in a step")
     mixed_precision: Literal["none", "bf16"] = Field("none", description="autocast in training")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
