@@ -1,7 +1,9 @@
 """Tokens and label masks: from records to the rows and tensors of one optimizer step."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -14,13 +16,14 @@ from engine.settings import ConfigError, Data
 
 PLACEHOLDER = "\u2983source\u2984"  # stands where the source goes while a chat template is rendered
 LENGTHS = 16  # few shapes, and whole tiles on a GPU: two in a hundred tokens of padding buy more than they cost
+CHUNK = 1000  # records in tokens at a time
 MODALITY_WORDS = {"paper": "paper", "video": "video transcript"}
 
 
 class Encoded(NamedTuple):
     """A document in tokens. ids[:prompt] is the prompt; the rest is the summary and the end-of-text token."""
 
-    ids: list[int]
+    ids: Sequence[int]
     prompt: int
     cut: int  # source tokens that did not fit
     terms: tuple[int, ...] = ()  # summary tokens (counted from the first) that belong to lexicon terms
@@ -44,6 +47,13 @@ class Encoder:
         sources = self._texts([record.source for record in records])
         summaries = self._texts([record.summary or "" for record in records])
         return [self._row(*parts) for parts in zip(records, sources, summaries, strict=True)]
+
+    def stream(self, records: Iterable[Record]) -> Iterator[Encoded | None]:
+        """`encode` for any number of records: CHUNK at a time, and four bytes a token instead of a Python number."""
+        waiting = iter(records)
+        while chunk := list(islice(waiting, CHUNK)):
+            for row in self.encode(chunk):
+                yield row and row._replace(ids=array("i", row.ids))
 
     def prompts(self, records: Sequence[Record], room: int) -> list[Encoded]:
         """Prompts without summaries, leaving `room` tokens to write in."""
@@ -106,7 +116,10 @@ class Encoder:
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """Tokens of plain text; what looks like a control token in it stays text."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        if not texts:
+            return []
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        return self.tokenizer(texts, **plain, return_token_type_ids=False)["input_ids"]
 
     def _surroundings(self, modality: str) -> tuple[list[int], list[int]]:
         """Tokens before and after the source."""

@@ -146,7 +146,7 @@ def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[
     kept, documents, cut, long = {}, {}, 0, []
     for source, size in corpus.sizes.items():
         groups = [corpus.documents(source, index) for index in range(size)]
-        encoded = iter(encoder.encode([record for group in groups for record in group]))
+        encoded = encoder.stream(record for group in groups for record in group)
         rows = [tuple(next(encoded) for _ in group) for group in groups]
         long += [group[0].id for group, row in zip(groups, rows, strict=True) if None in row]
         kept[source] = [index for index, row in enumerate(rows) if None not in row]
