@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==.*/&/p' requirements.txt)
 
-.PHONY: setup demo test check lint bench bench-forgetting soak planted kill-evaluation clean
+.PHONY: setup demo test check lint bench bench-peers bench-forgetting soak planted kill-evaluation clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,13 @@ check: lint test
 
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
+
+# Beside Hugging Face Trainer and TRL; installs TRL into the same environment. Half an hour on two idle cores.
+bench-peers: setup
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements-bench.txt
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.peers --write
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fisher_cost
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.step_cost
 
 # Hours on two cores; what is done is not done again. A second one in another terminal takes half of the work.
 bench-forgetting: setup

@@ -1,6 +1,9 @@
 """Tokens and label masks: from records to the rows and tensors of one optimizer step."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -13,15 +16,17 @@ from engine.mixture import generator
 from engine.settings import ConfigError, Data
 from engine.truncation import GAP, left_out
 
-# They stand where texts of a record go while a chat template is rendered.
 REMEMBERED = 1000  # prompts in tokens, of records with instructions of their own
+LENGTHS = 16  # few shapes, and whole tiles on a GPU: two in a hundred tokens of padding buy more than they cost
+CHUNK = 1000  # records in tokens at a time
+# They stand where texts of a record go while a chat template is rendered.
 PLACEHOLDER, INSTRUCTION = "\u2983source\u2984", "\u2983instruction\u2984"
 
 
 class Encoded(NamedTuple):
     """A document in tokens. ids[:prompt] is the prompt; the rest is the summary and the end-of-text token."""
 
-    ids: list[int]
+    ids: Sequence[int]
     prompt: int
     cut: int  # source tokens that were left out
     terms: tuple[int, ...] = ()  # summary tokens (counted from the first) that belong to lexicon terms
@@ -46,6 +51,13 @@ class Encoder:
         sources = self._texts([record.source for record in records])
         summaries = self._texts([record.summary or "" for record in records])
         return [self._row(*parts) for parts in zip(records, sources, summaries, strict=True)]
+
+    def stream(self, records: Iterable[Record]) -> Iterator[Encoded | None]:
+        """`encode` for any number of records: CHUNK at a time, and four bytes a token instead of a Python number."""
+        waiting = iter(records)
+        while chunk := list(islice(waiting, CHUNK)):
+            for row in self.encode(chunk):
+                yield row and row._replace(ids=array("i", row.ids))
 
     def prompts(self, records: Sequence[Record], room: int) -> list[Encoded]:
         """Prompts without summaries, leaving `room` tokens to write in."""
@@ -132,7 +144,10 @@ class Encoder:
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """Tokens of plain text; what looks like a control token in it stays text."""
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+        if not texts:
+            return []
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        return self.tokenizer(texts, **plain, return_token_type_ids=False)["input_ids"]
 
     def _surroundings(self, record: Record) -> tuple[list[int], list[int]]:
         """Tokens before and after the source. An instruction of the record is foreign text, like the source."""
@@ -276,28 +291,37 @@ def step_rows(new: Sequence[Row], pools: dict[str, Sequence[Row]], shares: Share
     return rows
 
 
-def micro_batches(rows: list[Row], size: int, memory_share: float, pad: int, pairs: str = "cross_modal") -> list[Batch]:
+def micro_batches(
+    rows: list[Row], size: int, memory_share: float, pad: int, pairs: str = "cross_modal", tokens: int | None = None
+) -> list[Batch]:
     """Cut a step's rows into padded batches of at most `size` rows, of similar length and nearly equal number.
 
-    The two sides of a pair stay together, even where `size` is 1.
+    The two sides of a pair stay together, even where `size` is 1. tokens: of a batch with its padding, at most, where
+    it has more than one document (or pair).
     L_CE = (1 - q) * mean over new tokens + q * mean over memory tokens: the share of old in the loss is exactly q.
     """
-    cut = _cut(rows, size)
+    cut = _cut(rows, size, tokens or sys.maxsize)
     totals = totals_of(rows, memory_share, len(cut), pairs)
     return [collate(part, totals, pad, pairs) for part in cut]
 
 
-def _cut(rows: list[Row], size: int) -> list[list[Row]]:
+def _cut(rows: list[Row], size: int, tokens: int) -> list[list[Row]]:
     units: dict[object, list[Row]] = {}
     for index, row in enumerate(rows):
         units.setdefault(("row", index) if row.pair is None else row.pair, []).append(row)
     limit = -(-len(rows) // -(-len(rows) // size))
     parts: list[list[Row]] = []
     for unit in sorted(units.values(), key=lambda unit: max(len(row.document.ids) for row in unit)):
-        if not parts or len(parts[-1]) + len(unit) > limit:
+        together = len(parts[-1]) + len(unit) if parts else 0
+        if not parts or together > limit or together * _padded_length(unit) > tokens:  # the last is the longest
             parts.append([])
         parts[-1] += unit
     return parts
+
+
+def _padded_length(rows: list[Row]) -> int:
+    length = max(len(row.document.ids) for row in rows)
+    return length + -length % LENGTHS
 
 
 def totals_of(rows: list[Row], memory_share: float, parts: int = 1, pairs: str = "cross_modal") -> Totals:
@@ -324,8 +348,8 @@ def _over(share: float, count: int) -> float:
 
 
 def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal") -> Batch:
-    """The tensors of some rows of a step."""
-    length = max(len(row.document.ids) for row in rows)
+    """The tensors of some rows of a step, padded to a multiple of LENGTHS tokens."""
+    length = _padded_length(rows)
     ids = torch.full((len(rows), length), pad)
     predicts = torch.zeros((len(rows), length), dtype=torch.bool)
     targets, of_row, term = [], [], []

@@ -25,6 +25,7 @@ from engine.batches import Encoded, plain_batch
 from engine.losses import wide
 from engine.mixture import integer
 from engine.models import STUDENT, scales, summary_logits, trainable
+from engine.products import product
 from engine.settings import ConfigError, Ewc
 
 FILE = "anchors.safetensors"
@@ -95,35 +96,34 @@ def fisher(
     reference). Several documents share a backward pass, but each one's gradient is squared alone, so the batch size
     changes the speed and not the result; nor does the number of processes, which take the batches in turn. Raises ConfigError if the trace is 0: the penalty would hold nothing.
     """
-    product = settings.space == "product"
-    watched = {
-        name: module for name, module in model.named_modules() if (_is_layer(module) if product else _is_factor(name))
-    }
-    sums = {part: value for name, module in watched.items() for part, value in _nothing(name, module, product)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    square = _margins if settings.space == "product" else _entries
+    sums = {part: value for name, module in layers.items() for part, value in _nothing(name, module, settings.space)}
+
+    def add(name: str, values: Tensor, gradient: Tensor) -> None:
+        for part, value in square(name, layers[name], wide(values), wide(gradient)):
+            sums[part] += value
+
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
     was_training, tokens = model.training, 0
     model.eval()
     size = settings.fisher_batch_size
-    for first in range(rank * size, len(order), processes * size):
-        if processes == 1 and stop():
-            model.train(was_training)
-            return None
-        chosen = order[first : first + size]
-        batch = plain_batch([documents[index] for index in chosen], pad)
-        batch = batch.to(next(model.parameters()).device)
-        counts = [documents[index].summary_tokens for index in chosen]
-        tokens += sum(counts)
-        with _watching(watched) as seen:
+    with _watching(model, layers, add):
+        for first in range(rank * size, len(order), processes * size):
+            if processes == 1 and stop():
+                model.train(was_training)
+                return None
+            chosen = order[first : first + size]
+            batch = plain_batch([documents[index] for index in chosen], pad)
+            batch = batch.to(next(model.parameters()).device)
+            counts = [documents[index].summary_tokens for index in chosen]
+            tokens += sum(counts)
             logits = wide(summary_logits(model, batch))
             labels = batch.targets if settings.labels == "empirical" else _sampled(logits, counts, chosen, seed)
             functional.cross_entropy(logits, labels, reduction="sum").backward()
-        model.zero_grad(set_to_none=True)
-        for name, (values, gradient) in seen.items():
-            for part, value in (_margins if product else _entries)(name, wide(values), wide(gradient)):
-                sums[part] += value
-        done = min(len(order), first + processes * size)
-        progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
+            done = min(len(order), first + processes * size)
+            progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
     model.train(was_training)
     if processes > 1:
         sums = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
@@ -142,72 +142,94 @@ def uniform(model: nn.Module, settings: Ewc) -> Fisher:
         return Fisher({name: torch.ones_like(p, dtype=torch.float32) for name, p in trainable(model).items()}, 1, 1)
     values = {}
     for name, module in model.named_modules():
-        if _is_layer(module):
-            rows, columns = (part for _, part in _nothing(name, module, True))
+        if isinstance(module, LoraLayer):
+            rows, columns = (part for _, part in _nothing(name, module, "product"))
             values |= {name + ROWS: rows + len(columns), name + COLUMNS: columns + len(rows)}
     return Fisher(values, 1, 1)
 
 
-def _nothing(name: str, module: nn.Module, product: bool) -> Iterator[tuple[str, Tensor]]:
-    """The sums of a layer, or of a factor, before the first document."""
-    if not product:
-        yield f"{name}.weight", torch.zeros_like(module.weight, dtype=torch.float32)
+def _nothing(name: str, module: nn.Module, space: str) -> Iterator[tuple[str, Tensor]]:
+    """The sums of a layer, or of its factors, before the first document."""
+    a, b = (factor[STUDENT].weight for factor in (module.lora_A, module.lora_B))
+    if space == "product":
+        yield name + ROWS, torch.zeros(module.out_features, device=a.device)
+        yield name + COLUMNS, torch.zeros(module.in_features, device=a.device)
         return
-    where = module.lora_A[STUDENT].weight.device
-    yield name + ROWS, torch.zeros(module.out_features, device=where)
-    yield name + COLUMNS, torch.zeros(module.in_features, device=where)
+    for side, factor in (("A", a), ("B", b)):
+        yield f"{name}.lora_{side}.{STUDENT}.weight", torch.zeros_like(factor, dtype=torch.float32)
 
 
-def _is_factor(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
+def _entries(name: str, module: nn.Module, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Each document's gradients of A and B, squared, summed over documents: (r, in) and (out, r).
+
+    values (b, t, in), gradient (b, t, out). With scale * B A as the update they are scale * (g B)^T x and
+    scale * g^T (x A^T).
+    """
+    a, b = (wide(factor[STUDENT].weight.detach()) for factor in (module.lora_A, module.lora_B))
+    scale = module.scaling[STUDENT]
+    of_narrow, narrow = product(gradient, b.mT) * scale, product(values, a) * scale
+    yield f"{name}.lora_A.{STUDENT}.weight", _squares(of_narrow, values)
+    yield f"{name}.lora_B.{STUDENT}.weight", _squares(gradient, narrow)
 
 
-def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, LoraLayer)
+def _squares(left: Tensor, right: Tensor) -> Tensor:
+    """sum_n (left_n^T right_n)^2 for left (b, t, m), right (b, t, k): (m, k). One document at a time: no (b, m, k)."""
+    return sum(product(one.mT, other.mT).square_() for one, other in zip(left, right, strict=True))
 
 
-def _entries(name: str, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Each document's gradient of a factor, squared, summed over documents: (out, in)."""
-    yield f"{name}.weight", torch.einsum("bto,bti->boi", gradient, values).square().sum(0)
-
-
-def _margins(name: str, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _margins(name: str, module: nn.Module, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Row sums (out,) and column sums (in,) of each document's squared gradient of Delta W, summed over documents.
 
     values (b, t, in), gradient (b, t, out). G_n = sum_t g_t x_t^T is formed only where that is cheaper than the
     (t x t) products: u_i = sum_tt' g_ti g_t'i (x_t . x_t'), v alike. All positions count, prompt included: prompt
     positions carry gradient through attention.
     """
-    length, wide = values.shape[1], values.shape[2] + gradient.shape[2]
-    if 2 * length * wide > values.shape[2] * gradient.shape[2]:
-        squares = torch.einsum("bto,bti->boi", gradient, values).square().sum(0)
+    length, both = values.shape[1], values.shape[2] + gradient.shape[2]
+    if 2 * length * both > values.shape[2] * gradient.shape[2]:
+        squares = _squares(gradient, values)
         rows, columns = squares.sum(1), squares.sum(0)
     else:
-        rows = ((values @ values.mT) @ gradient * gradient).sum((0, 1))
-        columns = ((gradient @ gradient.mT) @ values * values).sum((0, 1))
+        rows, columns = _by_length(gradient, values), _by_length(values, gradient)
     yield name + ROWS, rows
     yield name + COLUMNS, columns
 
 
-@contextmanager
-def _watching(modules: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Collects {name: (input (batch, length, in), gradient of the output (batch, length, out))} of a backward pass."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+def _by_length(values: Tensor, others: Tensor) -> Tensor:
+    """sum_n sum_tt' v_ti v_t'i (o_t . o_t') for values (b, t, m), others (b, t, k): (m,)."""
+    return sum((product(product(other, other), one.mT) * one).sum(0) for one, other in zip(values, others, strict=True))
 
-    def forward_hook_for(name: str):
-        def forward_hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+
+@contextmanager
+def _watching(
+    model: nn.Module, layers: dict[str, nn.Module], add: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Calls add(name, input (b, t, in), gradient of the output (b, t, out)) for each layer in the backward pass.
+
+    The weights themselves get no gradient meanwhile: it would be worked out for whole batches, and is not wanted. So
+    that there is anything to go backward through, the embeddings ask for one.
+    """
+
+    def hook_for(name: str):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             values = inputs[0].detach()
             if output.requires_grad:  # not in the no-gradient pass of activation checkpointing
-                output.register_hook(lambda gradient: seen.update({name: (values, gradient)}))
+                output.register_hook(lambda gradient: add(name, values, gradient))
 
-        return forward_hook
+        return hook
 
-    handles = [module.register_forward_hook(forward_hook_for(name)) for name, module in modules.items()]
+    weights = list(trainable(model).values())
+    embedding = model.get_input_embeddings()
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in layers.items()]
+    handles.append(embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True)))
+    for weight in weights:
+        weight.requires_grad_(False)
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _sampled(logits: Tensor, counts: list[int], indices: list[int], seed: int) -> Tensor:

@@ -55,7 +55,7 @@ def gradient(learner: Learner, rows: list[Row], step: int, measure: bool = False
     tally = _Tally(learner, measure)
     cut = micro_batches(
         rows, settings.train.per_device_train_batch_size, settings.replay.batch_share, learner.pad,
-        settings.losses.crossclr.pairs,
+        settings.losses.crossclr.pairs, settings.train.micro_batch_tokens,
     )  # fmt: skip
     fresh: list[tuple[int, Sides]] = []
     for number in range(accelerator.process_index, len(cut), accelerator.num_processes):

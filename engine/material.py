@@ -51,7 +51,7 @@ class Material:
         if not (self.augment and draw.epoch):
             return rows
         records = self.corpus.documents(draw.source, draw.index)
-        reworded = self.encoder.encode([augmented(record, self.seed, draw.epoch) for record in records])
+        reworded = self.encoder.stream(augmented(record, self.seed, draw.epoch) for record in records)
         return tuple(row._replace(document=document) for row, document in zip(rows, reworded, strict=True))
 
 
@@ -168,7 +168,7 @@ def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[
     kept, documents, cut, long = {}, {}, 0, []
     for source, size in corpus.sizes.items():
         groups = [corpus.documents(source, index) for index in range(size)]
-        encoded = iter(encoder.encode([record for group in groups for record in group]))
+        encoded = encoder.stream(record for group in groups for record in group)
         rows = [tuple(next(encoded) for _ in group) for group in groups]
         long += [group[0].id for group, row in zip(groups, rows, strict=True) if None in row]
         kept[source] = [index for index, row in enumerate(rows) if None not in row]

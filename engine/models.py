@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from engine import adapted, products
 from engine.batches import Batch
 from engine.mixture import integer
 from engine.settings import ConfigError, Lora, Model, Train, first_line
@@ -29,6 +31,7 @@ def prepare(train: Train) -> None:
     """CPU threads as the settings say (0: one per core); tiny values flushed to zero, which is faster; a quiet log."""
     torch.set_num_threads(train.threads or len(os.sched_getaffinity(0)))
     torch.set_flush_denormal(True)
+    products.prepare()
     transformers_logging.disable_progress_bar()
 
 
@@ -54,7 +57,7 @@ def load_base(model: str, settings: Model) -> nn.Module:
     except (OSError, ValueError) as error:
         raise ConfigError(_not_loaded(model, error)) from error
     base.generation_config.max_length = None  # only max_new_tokens decides
-    return base.requires_grad_(False).to(device()).eval()
+    return products.freeze(base).to(device()).eval()
 
 
 def _not_loaded(model: str, error: Exception) -> str:
@@ -76,7 +79,7 @@ def attach(base: nn.Module, lora: Lora, seed: int) -> PeftModel:
     )
     with _quiet_peft():
         try:
-            return get_peft_model(base, config)
+            return adapted.join(get_peft_model(base, config), lora.dropout_mask == "sequence")
         except ValueError as error:
             raise ConfigError(f"lora.target_modules: {first_line(error)}") from error
 
@@ -89,7 +92,7 @@ def load_adapter(base: nn.Module, folder: Path, trainable: bool) -> PeftModel:
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{folder}: this adapter does not load on its base ({first_line(error)})") from error
-    return model
+    return adapted.join(model)
 
 
 @contextlib.contextmanager
@@ -126,6 +129,18 @@ def parameter_groups(model: nn.Module, train: Train, heads: list[nn.Parameter] =
     return [
         {"params": members, "rate": rate, "lr": rate, "weight_decay": train.weight_decay} for members, rate in groups
     ]
+
+
+def adamw(groups: list[dict]) -> torch.optim.AdamW:
+    """AdamW that moves a group in one pass over memory."""
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The model on its device and in its precision, without a wrapper; gradients are added up in engine/gradient.py."""
+    if accelerator.mixed_precision == "bf16":
+        products.narrow(model)
+    return accelerator.prepare_model(model, evaluation_mode=True)
 
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:

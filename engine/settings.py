@@ -65,6 +65,10 @@ class Lora(Section):
     rank: int = Field(32, ge=1, description="rank r of the update scale * B * A")
     alpha: float = Field(64, gt=0, description="scale = alpha / rank")
     dropout: float = Field(0.1, ge=0, lt=1, description="on the input of A, in training only")
+    dropout_mask: Literal["sequence", "token"] = Field(
+        "sequence",
+        description="which features are dropped: the same in a whole sequence (nearly free), or drawn anew at each token",
+    )
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
@@ -250,6 +254,11 @@ class Train(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW, on A and B")
     max_grad_norm: float = Field(1.0, gt=0, description="clip, after accumulation")
     per_device_train_batch_size: int = Field(3, ge=1, description="records in a micro-batch")
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of a micro-batch with its padding, at most; fewer rows then, the same step. Empty: rows alone count",
+    )
     gradient_accumulation_steps: int = Field(6, ge=1, description="micro-batches in a step")
     mixed_precision: Literal["none", "bf16"] = Field("none", description="autocast in training")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")

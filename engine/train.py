@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from engine import checkpoint, consolidate, development, ewc, files, handover, models, trackers
+from engine import adapted, checkpoint, consolidate, development, ewc, files, handover, models, trackers
 from engine.auto import warmup
 from engine.batches import BASE
 from engine.contrastive import Contrast
@@ -59,7 +59,7 @@ def run(work: Work) -> dict:
     start = checkpoint.demand(work.start_from) if work.start_from else None
     resumed = checkpoint.newest_step(work.folder) or _named_step(settings, material, start)
     learner = _learner(work, accelerator, base, material, start, resumed, tokenizer.pad_token_id)
-    optimizer = torch.optim.AdamW(
+    optimizer = models.adamw(
         models.parameter_groups(
             learner.model, settings.train, [learner.contrast.projection] if learner.contrast else []
         )
@@ -97,6 +97,7 @@ def _learner(
     model = (
         models.load_adapter(base, source, True) if source else models.attach(base, settings.lora, settings.train.seed)
     )
+    adapted.join(model, settings.lora.dropout_mask == "sequence")
     if settings.train.gradient_checkpointing:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable()
@@ -104,8 +105,7 @@ def _learner(
         before = start if start and start.parent.name == name else work.run_folder / name / checkpoint.FINAL
         models.load_teacher(model, checkpoint.demand(before), name)
     anchors = ewc.load(consolidate.anchors_folder(start), model, settings.ewc) if start and settings.ewc.lambda_ else []
-    # placement and precision, but no wrapper: the processes' gradients are added up once a step, in engine/gradient.py
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    model = models.placed(model, accelerator)
     contrast = _contrast(settings, material, model, source)
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
     return Learner(accelerator, model, parameters, contrast, anchors, [*material.teachers, BASE], settings, pad)

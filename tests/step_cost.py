@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import MistralConfig, MistralForCausalLM
 
-from engine import ewc, models
+from engine import ewc, models, products
 from engine.batches import BASE, Encoded, Row
 from engine.contrastive import Contrast, Sides
 from engine.gradient import Learner, gradient
@@ -33,28 +33,71 @@ PLAIN = {
 }  # fmt: skip
 
 
-def document(chance, prompt: tuple[int, int], summary: tuple[int, int]) -> Encoded:
+def document(chance, prompt: tuple[int, int], summary: tuple[int, int], words: int) -> Encoded:
     """Random tokens: documents of 190-510 with 40-90 label tokens; every tenth label token is a term's."""
     before, after = chance.randint(*prompt), chance.randint(*summary)
-    ids = [chance.randrange(5, WORDS) for _ in range(before + after)]
+    ids = [chance.randrange(5, words) for _ in range(before + after)]
     return Encoded(ids, before, 0, tuple(range(0, after, 10)))
 
 
-def step_rows(chance) -> tuple[list[Row], list[Row]]:
+def step_rows(chance, words: int = WORDS) -> tuple[list[Row], list[Row]]:
     """(new rows, two pairs among them; memory 10 % and base 5 % of the label tokens, and a plain document)."""
-    new = [Row(document(chance, (150, 420), (40, 90)), "new", group=n) for n in range(RECORDS)]
+    new = [Row(document(chance, (150, 420), (40, 90), words), "new", group=n) for n in range(RECORDS)]
     for pair in (0, 1):
         new[2 * pair] = new[2 * pair]._replace(pair=pair)
         new[2 * pair + 1] = new[2 * pair + 1]._replace(pair=pair)
-    old = [Row(document(chance, (150, 420), (60, 70)), "memory", "phase1") for _ in range(2)]
-    old += [Row(document(chance, (150, 420), (55, 65)), "base", BASE)]
-    old += [Row(document(chance, (1, 1), (130, 130)), "document", BASE)]  # a third of a document: one in three steps
+    old = [Row(document(chance, (150, 420), (60, 70), words), "memory", "phase1") for _ in range(2)]
+    old += [Row(document(chance, (150, 420), (55, 65), words), "base", BASE)]
+    old += [
+        Row(document(chance, (1, 1), (130, 130), words), "document", BASE)
+    ]  # a third of a document: one in three steps
     return new, old
 
 
-def learner(model, settings: Settings, anchors: list, contrast: Contrast | None) -> Learner:
+def base_model() -> MistralForCausalLM:
+    config = MistralConfig(
+        vocab_size=WORDS, hidden_size=512, intermediate_size=1792, num_hidden_layers=12, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=1024, sliding_window=None, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return MistralForCausalLM(config)
+
+
+def perturb(model) -> None:
+    """B is not zero, as in training."""
+    with torch.no_grad():
+        for name, parameter in models.trainable(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.01)
+
+
+def learner(model, settings: Settings) -> Learner:
+    """What the settings ask for: a teacher beside the student, an anchor, a full queue of the contrastive term."""
+    if settings.distil.phase and "phase1" not in model.peft_config:
+        model.add_adapter("phase1", copy.deepcopy(model.peft_config[models.STUDENT]))
+        model.set_adapter(models.STUDENT)
+    anchors = []
+    if settings.ewc.lambda_:
+        anchors = ewc.anchored([], "phase1", ewc.uniform(model, settings.ewc), model, settings.ewc)
+    contrast = filled(model.get_input_embeddings().weight.shape[1]) if settings.losses.contrastive else None
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
+    model = models.placed(model, accelerator)
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
-    return Learner(Accelerator(cpu=True), model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
+    return Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
+
+
+def heads(learner: Learner) -> list[torch.nn.Parameter]:
+    return [learner.contrast.projection] if learner.contrast else []
+
+
+def filled(features: int) -> Contrast:
+    """A projection with a queue of 256 pairs."""
+    contrast = Contrast(features, 0)
+    size = len(contrast.projection)
+    states, unit = torch.randn(2, 256, features), torch.nn.functional.normalize(torch.randn(2, 256, size), dim=-1)
+    groups = torch.arange(1000, 1256)
+    contrast.push([Sides(unit[0], unit[1], states[0], states[1], groups, groups + 1000)], 256)
+    return contrast
 
 
 def peak_gib(action: Callable[[], object]) -> float:
@@ -71,38 +114,22 @@ def peak_gib(action: Callable[[], object]) -> float:
 
 def main() -> None:
     models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
-    config = MistralConfig(
-        vocab_size=WORDS, hidden_size=512, intermediate_size=1792, num_hidden_layers=12, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=1024, sliding_window=None, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    base = MistralForCausalLM(config).requires_grad_(False)
+    base = products.freeze(base_model())
     full, plain = Settings.model_validate(FULL), Settings.model_validate(PLAIN)
-    model = models.attach(base, full.lora, 0)
-    with torch.no_grad():
-        for name, parameter in models.trainable(model).items():
-            if "lora_B" in name:
-                parameter.normal_(std=0.01)
-    model.add_adapter("phase1", copy.deepcopy(model.peft_config[models.STUDENT]))
-    model.set_adapter(models.STUDENT)
-    chance = generator("step cost")
-    new, old = step_rows(chance)
-    anchors = ewc.anchored([], "phase1", ewc.uniform(model, full.ewc), model, full.ewc)
-    contrast = Contrast(512, 0)
-    features = torch.randn(4, 256, 512)
-    unit = torch.nn.functional.normalize(torch.randn(2, 256, 256), dim=-1)
-    groups = torch.arange(1000, 1256)
-    contrast.push([Sides(unit[0], unit[1], features[0], features[1], groups, groups + 1000)], 256)
     alone = Settings.model_validate({**PLAIN, "ewc": FULL["ewc"]})
+    model = models.attach(base, full.lora, 0)
+    perturb(model)
+    new, old = step_rows(generator("step cost"))
     as_new = [row._replace(stream="new", teacher="") for row in [*new, *old]]
+    whole, bare, held = (learner(model, settings) for settings in (full, plain, alone))
     sides: dict[str, Callable[[], object]] = {
-        "plain, new records": lambda: gradient(learner(model, plain, [], None), new, 1),
-        "plain, as many tokens": lambda: gradient(learner(model, plain, [], None), as_new, 1),
-        "EWC, new records": lambda: gradient(learner(model, alone, anchors, None), new, 1),
-        "full recipe": lambda: gradient(learner(model, full, anchors, contrast), [*new, *old], 1),
+        "plain, new records": lambda: gradient(bare, new, 1),
+        "plain, as many tokens": lambda: gradient(bare, as_new, 1),
+        "EWC, new records": lambda: gradient(held, new, 1),
+        "full recipe": lambda: gradient(whole, [*new, *old], 1),
     }
     peaks = {name: peak_gib(action) for name, action in sides.items()}
-    sides["EWC penalty alone"] = lambda: ewc.penalty(model, anchors, full.ewc).backward()
+    sides["EWC penalty alone"] = lambda: ewc.penalty(model, held.anchors, full.ewc).backward()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(ROUNDS + 1):  # the first round warms up
         for name, action in sides.items():

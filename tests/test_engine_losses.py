@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from engine import losses
-from engine.batches import Batch, Encoded, Encoder, Row, Shares, draw_until, micro_batches, step_rows
+from engine.batches import LENGTHS, Batch, Encoded, Encoder, Row, Shares, draw_until, micro_batches, step_rows
 from engine.configs import load
 from engine.corpus.records import Record
 from engine.gradient import COMPONENTS
@@ -175,9 +175,24 @@ def test_without_old_records_the_new_ones_have_the_whole_loss():
 
 def test_micro_batches_mark_the_positions_before_each_summary_token():
     (batch,) = micro_batches([Row(document(3, 2, 10), "new"), Row(document(2, 1, 20), "new")], 2, 0.0, PAD)
-    assert batch.ids.tolist() == [[20, 21, 22, PAD, PAD], [10, 11, 12, 13, 14]]
-    assert batch.predicts.tolist() == [[False, True, False, False, False], [False, False, True, True, False]]
+    assert batch.ids.shape == batch.predicts.shape == (2, LENGTHS)
+    assert batch.ids[:, :5].tolist() == [[20, 21, 22, PAD, PAD], [10, 11, 12, 13, 14]]
+    assert batch.predicts[:, :5].tolist() == [[False, True, False, False, False], [False, False, True, True, False]]
+    assert (batch.ids[:, 5:] == PAD).all() and not batch.predicts[:, 5:].any()
     assert batch.targets.tolist() == [22, 13, 14]
+
+
+def test_a_budget_of_tokens_cuts_finer_and_changes_no_weight():
+    rows = [Row(document(length - 2, 2), "new") for length in (30, 10, 16, 40, 14, 12)]
+    plain = micro_batches(rows, 3, 0.0, PAD)
+    fine = micro_batches(rows, 3, 0.0, PAD, tokens=48)
+    assert [batch.ids.shape for batch in plain] == [(3, 16), (3, 48)]
+    assert [batch.ids.shape for batch in fine] == [(3, 16), (1, 16), (1, 32), (1, 48)]
+    for cut in (plain, fine):
+        assert torch.cat([batch.weights["cross_entropy"] for batch in cut]).tolist() == pytest.approx([1 / 12] * 12)
+    assert [len(batch.ids) for batch in micro_batches(rows, 3, 0.0, PAD, tokens=8)] == [
+        1
+    ] * 6  # a document is never cut
 
 
 def test_replay_draws_follow_from_the_key_alone():

@@ -1,0 +1,119 @@
+"""A linear layer with its LoRA update in one node of the graph: x W^T + scale * dropout(x) A^T B^T.
+
+PEFT's own layer computes the same in seven operations and keeps a dropped copy of x for each adapted layer. Here nothing
+but x itself is kept, and dropout falls on A instead of x: features of the layer's input are dropped for a whole
+sequence, so a mask has (sequences, d_in) entries instead of (sequences, tokens, d_in), and the mask's cost is gone.
+Each entry of x is dropped as often as before, and mean and variance of the update at every token are the same; masks at
+two tokens of one sequence, independent before, are now one. Source: Gal & Ghahramani 2016 (arXiv 1512.05287), who drop
+so in recurrent networks. lora.dropout_mask=token gives PEFT's masks back. Figures: docs/benchmarks.md.
+"""
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from engine.products import FrozenLinear, autocast_type, product, products
+
+
+class _Adapted(torch.autograd.Function):
+    """x W^T + bias + scale * (x * mask) A^T B^T, with W and its bias frozen.
+
+    x (N, L, d_in), weight (d_out, d_in), a (r, d_in), b (d_out, r), mask (N, d_in) or None -> (N, L, d_out).
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, mask):
+        base = autocast_type(x) or x.dtype
+        kind = autocast_type(x) or a.dtype  # PEFT's choice: float32 adapters on a bf16 base are computed in float32
+        result = product(x.to(base), weight.to(base), None if bias is None else bias.to(base))
+        narrow = _narrow(x.to(kind), _masked(a.to(kind), mask))
+        ctx.save_for_backward(x, weight, a, b, mask, narrow)
+        ctx.scale, ctx.kind = scale, kind
+        return _add(result, narrow, b.to(kind), scale)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight, a, b, mask, narrow = ctx.saved_tensors
+        g = gradient.to(ctx.kind)
+        of_narrow = product(g, b.to(ctx.kind).mT).mul_(ctx.scale)  # (N, L, r)
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[0]:
+            of_x = product(gradient, weight.to(gradient.dtype).mT)
+            of_x = _add(of_x, of_narrow, _masked(a.to(ctx.kind), mask).mT, 1.0).to(x.dtype)
+        if ctx.needs_input_grad[3]:
+            of_a = _of_a(of_narrow, x.to(ctx.kind), mask).to(a.dtype)
+        if ctx.needs_input_grad[4]:
+            of_b = product(_flat(g).mT, _flat(narrow).mT).mul_(ctx.scale).to(b.dtype)
+        return of_x, None, None, of_a, of_b, None, None
+
+
+def _add(result: Tensor, narrow: Tensor, wide: Tensor, scale: float) -> Tensor:
+    """result (N, L, M) plus scale * narrow (N, L, r) times wide (M, r) transposed, or (N, M, r) for each sequence, in place."""
+    if result.dtype != narrow.dtype:
+        return result.add_(_narrow(narrow, wide), alpha=scale)
+    if wide.dim() == 2:
+        result.view(-1, result.shape[-1]).addmm_(_flat(narrow), wide.mT, alpha=scale)
+    else:
+        result.baddbmm_(narrow, wide.mT, alpha=scale)
+    return result
+
+
+def _flat(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1])
+
+
+def _masked(a: Tensor, mask: Tensor | None) -> Tensor:
+    """A of each sequence (N, r, d_in), or A itself without a mask."""
+    return a if mask is None else a * mask[:, None].to(a.dtype)
+
+
+def _narrow(x: Tensor, weight: Tensor) -> Tensor:
+    """x times one weight (M, K), or each sequence times its own (N, M, K)."""
+    return product(x, weight) if weight.dim() == 2 else products(x, weight)
+
+
+def _of_a(of_narrow: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return product(_flat(of_narrow).mT, _flat(x).mT)
+    return (products(of_narrow.mT, x.mT) * mask[:, None].to(x.dtype)).sum(0)
+
+
+class AdaptedLinear(lora.Linear):
+    """PEFT's layer; what is not plain LoRA with one active adapter goes PEFT's own way."""
+
+    per_sequence = True  # whether dropout has one mask for all tokens of a sequence
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        if args or kwargs or not self._is_plain():
+            return super().forward(x, *args, **kwargs)
+        base, name = self.base_layer, self.active_adapters[0]
+        if self.disable_adapters:
+            return base(x)
+        rate = getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0
+        if rate and not (self.per_sequence and x.dim() == 3):
+            return super().forward(x)
+        mask = sequence_mask(x, rate) if rate else None
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name], mask)
+
+    def _is_plain(self) -> bool:
+        """Whether this is x W^T and one update: no merged, mixed or other kind of adapter, and a base that is frozen."""
+        names, base = self.active_adapters, self.base_layer
+        one = len(names) == 1 and names[0] in self.lora_A and not self.lora_variant and not self.merged
+        return one and type(base) in (nn.Linear, FrozenLinear) and not base.weight.requires_grad
+
+
+def sequence_mask(x: Tensor, rate: float) -> Tensor:
+    """(N, d_in) for x (N, L, d_in): 0 with chance `rate`, else 1 / (1 - rate)."""
+    keep = torch.rand(len(x), x.shape[-1], device=x.device) >= rate
+    return keep.to(torch.float32) / (1 - rate)
+
+
+def join(model: nn.Module, per_sequence: bool = True) -> nn.Module:
+    """The adapted layers of a model as `AdaptedLinear`; their weights and names stay. Quantised ones too keep PEFT's way."""
+    for module in model.modules():
+        if type(module) is lora.Linear and not any(bias for bias in module.lora_bias.values()):
+            module.__class__ = AdaptedLinear
+        if type(module) is AdaptedLinear:
+            module.per_sequence = per_sequence
+    return model
