@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.batches import Batch
 from engine.mixture import integer
-from engine.settings import ConfigError, Lora, Model, Train, first_line
+from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
@@ -90,6 +90,14 @@ def load_adapter(base: nn.Module, folder: Path, trainable: bool) -> PeftModel:
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{folder}: this adapter does not load on its base ({first_line(error)})") from error
     return model
+
+
+def checkpointing(model: PeftModel, settings: Settings) -> None:
+    """Recompute activations in the backward pass where the settings ask for it; with offload, the states between layers
+    wait in pinned host memory."""
+    if settings.train.gradient_checkpointing:
+        model.enable_input_require_grads()  # a frozen embedding would leave the checkpointed layers without gradient
+        model.activation_checkpointing_enable(offload=settings.train.checkpoint_offload)
 
 
 @contextlib.contextmanager

@@ -172,6 +172,7 @@ def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[
     drafted = submit.draft(home, records, request)
     for warning in drafted.corpus.warnings if drafted.corpus else ():
         say(f"warning: {warning}")
+    _warn_of_memory(request, drafted)
     if drafted.auto:
         say(f"auto: {auto.words(**drafted.auto)}")
     jobs = submit.enter(home, records, drafted)
@@ -182,6 +183,17 @@ def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[
     if paused := records.fact("paused"):
         say(f"the line is paused ({paused}): hybridsum.py resume")
     return home, records, ids
+
+
+def _warn_of_memory(request: submit.Request, drafted: submit.Draft) -> None:
+    """Loudly, and before it waits its turn for hours: what a phase needs and the machine has not."""
+    from jobs import plan as planning
+
+    found = [(job.phase, w) for job, spec in drafted.jobs for w in planning.warnings(spec["job"].get("plan") or {})]
+    for phase, warning in found:
+        say(f"warning: {phase} {warning}")
+    if found:
+        say(f"`hybridsum.py plan {request.config}` says what each change would save")
 
 
 def _queued_text(jobs: list[Job], run: str) -> str:
@@ -561,6 +573,25 @@ def data(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
 
     value = preflight.facts(Home.find(), load(config, overrides or []), say)
     put(value, show.plain_lines(preflight.text(value)), as_json)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gib: Annotated[
+        float | None, typer.Option("--gib", min=1, help="plan for a GPU of this size instead of this machine")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a config will take: memory by part, whether it fits, what each change would save, steps and time. Loads nothing.
+
+    Example: hybridsum.py plan configs/medical.yaml --gib 16 lora.rank=16
+    """
+    from jobs import plan as planning
+
+    value = planning.of_config(Home.find(), load(config, overrides or []), planning.machine(gib))
+    put(value, show.plain_lines(planning.text(value)), as_json)
 
 
 # -- the runner -------------------------------------------------------------------------------------------------
