@@ -24,7 +24,7 @@ from torch.nn import functional
 from engine.batches import Encoded, plain_batch
 from engine.losses import wide
 from engine.mixture import integer
-from engine.models import STUDENT, scales, summary_logits, trainable
+from engine.models import STUDENT, recompute, scales, summary_logits, trainable
 from engine.settings import ConfigError, Ewc
 
 FILE = "anchors.safetensors"
@@ -104,6 +104,7 @@ def fisher(
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
     was_training, tokens = model.training, 0
     model.eval()
+    recompute(model)
     size = settings.fisher_batch_size
     for first in range(rank * size, len(order), processes * size):
         if processes == 1 and stop():

@@ -75,6 +75,10 @@ class Model(Section):
             raise ValueError(
                 "quantize and stream_layers exclude each other: a quantised base needs no streaming. Set one of them"
             )
+        if self.quantize and self.dtype == "float64":
+            raise ValueError("quantize computes in float32 or bfloat16: set dtype=bfloat16")
+        if self.quantize and self.build:
+            raise ValueError("quantize is for a base that is loaded: a base built here is small, and stays as it is")
         return self
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from engine import files
+from engine import extras, files
 from engine.auto import automatic, kept
 from engine.configs import dump, load
 from engine.corpus.split import Corpus, assemble, read_test
@@ -60,6 +60,7 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
     if request.kind in ON_CHECKPOINT:
         return _draft_on_checkpoint(home, request)
     given = _with_phase(request)
+    extras.demand(given.model)
     corpus = assemble(given.data)
     if not given.train.auto:
         return _draft_training(home, records, request, given, corpus)

@@ -12,7 +12,19 @@ from jobs.home import PROJECT
 
 LAYERS = ("engine", "jobs", "tui")  # from the bottom up
 HEAVY = {"torch", "transformers", "peft", "accelerate", "optuna", "pandas", "bert_score"}
-LIGHT_ENGINE = ("settings", "configs", "auto", "events", "files", "mixture", "work", "plan", "corpus", "__init__")
+LIGHT_ENGINE = (
+    "settings",
+    "configs",
+    "auto",
+    "events",
+    "files",
+    "mixture",
+    "work",
+    "plan",
+    "extras",
+    "corpus",
+    "__init__",
+)
 
 
 def modules() -> list[Path]:
