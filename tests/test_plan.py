@@ -268,3 +268,21 @@ def test_what_cannot_fit_is_said_with_the_remedy(tmp_path):
     assert (
         "DOES NOT FIT" in child.stdout and "it would fit with" in child.stdout and "model.quantize=nf4" in child.stdout
     )
+
+
+# -- 16 GB --------------------------------------------------------------------------------------------------------
+
+LONG = ["data.max_length=4096", "train.checkpoint_offload=true"]
+
+
+@pytest.mark.parametrize(("config", "changes"), [("mistral_16gb", []), ("mistral_16gb", LONG), ("mistral_16gb_bf16", [])])
+def test_the_16_gb_configs_stay_below_15_gib_in_every_phase_and_stage(config, changes):
+    """With documents as long as the settings allow, plain texts to hold the base, two teachers and an anchor."""
+    told = load(f"configs/{config}.yaml", [*changes, "data.documents=plain.jsonl", "data.terms=terms.txt"])
+    assert told.lora.rank == 32 and len(told.lora.target_modules) == 7 and told.batch_records == 18
+    assert all(getattr(told.losses, name) for name in ("cross_entropy", "contrastive", "diversity", "term", "drift"))
+    assert told.ewc.lambda_ and told.replay.batch_share and told.distil.phase and told.distil.base
+    shape, known = shapes.of_model(told.model), loads_of.longest_possible(told)
+    for phase in range(3):
+        for stage, parts in plan.stages(told, shape, known, "cuda", phase).items():
+            assert sum(parts.values()) <= 15.0 * GIB, (stage, parts)
