@@ -7,12 +7,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from engine.mixture import generator
 from engine.plan import memory, shapes
-from engine.plan.load import lengths, loads
+from engine.plan.load import lengths
 from engine.settings import Settings
+from jobs import plan
+from jobs.runner import ALLOCATOR
 
 WORDS, TERM_EVERY = 32_000, 10
 BIG = {"hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 12, "num_attention_heads": 8,
@@ -74,46 +77,71 @@ def main() -> None:
 
 
 def rows(cases: list[dict]):
-    yield "| config | predicted | measured | error |\n|---|---:|---:|---:|"
+    yield "| config | predicted | measured | error | CPU time of a step |\n|---|---:|---:|---:|---:|"
     for one in cases:
         child = subprocess.run(
             [sys.executable, "-m", "tests.plan_error", "--child", json.dumps(one)], capture_output=True, text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | ALLOCATOR,
         )  # fmt: skip
         if child.returncode:
             raise SystemExit(child.stderr)
         found = json.loads(child.stdout.splitlines()[-1])
         told = predicted(one)
-        yield f"| {one['name']} | {told:.3f} GiB | {found['gib']:.3f} GiB | {100 * (told / found['gib'] - 1):+.1f} % |"
+        yield f"| {one['name']} | {told:.3f} GiB | {found['gib']:.3f} GiB | {100 * (told / found['gib'] - 1):+.1f} % | {found['cpu_seconds']:.1f} s |"
 
 
-def predicted(one: dict) -> float:
-    """GiB above the import floor."""
+def predicted(one: dict, device: str = "cpu") -> float:
+    """GiB above the import floor, or of torch's own on a GPU."""
     settings = Settings.model_validate(one["settings"])
-    config = one["config"]
-    shape = shapes.Shape(
-        config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"], config["num_attention_heads"],
-        config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"], config["vocab_size"], True,
-    )  # fmt: skip
-    learnt, plain = documents(one["length"], settings.batch_records, config["vocab_size"])
+    learnt, plain = documents(one["length"], settings.batch_records, one["config"]["vocab_size"])
     known = lengths([(len(ids), len(ids) - prompt) for ids, prompt in learnt], [len(ids) for ids in plain])
     phase = int(bool(settings.ewc.lambda_))  # with the full recipe: one teacher, one anchor
-    place = memory.place(settings, "cpu", phase)
-    best = 0.0
-    for load in loads(settings, known, phase):
-        found = memory.stages(settings, shape, load, place)
-        trained = {stage: parts for stage, parts in found.items() if stage in ("training", "stepping")}
-        _, parts = memory.peak(trained)
-        if sum(parts.values()) > best:
-            best = sum(parts.values())
-            print({k: round(v / 2**20) for k, v in parts.items()}, load, file=sys.stderr) if os.environ.get(
-                "SHOW"
-            ) else 0
-    return (best - memory.PROCESS) / 2**30
+    found = plan.stages(settings, shape_of(one["config"]), known, device, phase)
+    _, parts = memory.peak({stage: found[stage] for stage in ("training", "stepping")})
+    return (sum(parts.values()) - parts["process"]) / 2**30
+
+
+def shape_of(config: dict) -> shapes.Shape:
+    heads = config["num_attention_heads"]
+    return shapes.Shape(
+        config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"], heads, config["num_key_value_heads"],
+        config["hidden_size"] // heads, config["vocab_size"], config.get("tie_word_embeddings", False),
+    )  # fmt: skip
 
 
 def measured(one: dict) -> dict:
-    """Two optimizer steps on a base loaded from disk; the most memory above what the imports left."""
+    """Two optimizer steps on a base loaded from disk: {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
+    imports left, or the most that torch reserved on a GPU; seconds: of the second step."""
+    import torch
+
+    from engine import models
+    from engine.gradient import gradient
+
+    settings = Settings.model_validate(one["settings"])
+    on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        in_child(write_base, one["config"], folder)
+        models.prepare(settings.train)
+        floor = 0 if on_gpu else _resident()
+        learner, rows = prepared(one, settings, folder)
+        optimizer = torch.optim.AdamW(learner.parameters)
+        learner.model.train()
+        for step in range(2):
+            before, worked = time.perf_counter(), time.process_time()
+            gradient(learner, rows, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if on_gpu:
+                torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_reserved() if on_gpu else _peak() - floor
+    tokens = sum(len(row.document.ids) for row in rows)
+    return {
+        "gib": peak / 2**30, "seconds": time.perf_counter() - before, "cpu_seconds": time.process_time() - worked, "tokens": tokens,
+    }  # fmt: skip
+
+
+def prepared(one: dict, settings: Settings, folder: str):
+    """(learner with an adapter that has learnt something, rows of a step); with EWC also a teacher, an anchor and pairs."""
     import copy
 
     import torch
@@ -122,49 +150,36 @@ def measured(one: dict) -> dict:
     from engine import ewc, models
     from engine.batches import BASE, Encoded, Row
     from engine.contrastive import Contrast
-    from engine.gradient import Learner, gradient
+    from engine.gradient import Learner
 
-    settings = Settings.model_validate(one["settings"])
-    models.prepare(settings.train)
-    with tempfile.TemporaryDirectory() as folder:
-        _in_child(_save_base, one["config"], folder)
-        floor = _resident()
-        base = models.load_base(folder, settings.model)
-    model = models.attach(base, settings.lora, 0)
+    model = models.attach(models.load_base(folder, settings.model), settings.lora, 0)
     with torch.no_grad():
         for name, parameter in models.trainable(model).items():
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     models.checkpointing(model, settings)
-    anchors, contrast = [], None
     learnt, plain = documents(one["length"], settings.batch_records, one["config"]["vocab_size"])
     new = [
         Row(Encoded(ids, prompt, 0, tuple(range(0, len(ids) - prompt, TERM_EVERY))), "new", group=number)
         for number, (ids, prompt) in enumerate(learnt)
     ]
-    old = []
+    anchors, contrast, old = [], None, []
     if settings.ewc.lambda_:
         model.add_adapter("phase1", copy.deepcopy(model.peft_config[models.STUDENT]))
         model.set_adapter(models.STUDENT)
         anchors = ewc.anchored([], "phase1", ewc.uniform(model, settings.ewc), model, settings.ewc)
-        contrast = Contrast(one["config"]["hidden_size"], 0)
+        contrast = Contrast(one["config"]["hidden_size"], 0, models.device())
         new[:2] = [row._replace(pair=0) for row in new[:2]]
         old = [Row(new[3].document, "memory", "phase1"), Row(new[4].document, "base", BASE)]
         old += [Row(Encoded(ids, 1, 0), "document", BASE) for ids in plain]
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if settings.train.mixed_precision == "bf16" else "no")
+    precision = "bf16" if settings.train.mixed_precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
-    learner = Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
-    optimizer = torch.optim.AdamW(parameters)
-    model.train()
-    for step in range(2):
-        gradient(learner, [*new, *old], step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return {"gib": (_peak() - floor) / 2**30, "floor_gib": floor / 2**30}
+    return Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0), [*new, *old]
 
 
-def _in_child(action, *values) -> None:
+def in_child(action, *values) -> None:
     """So that its memory does not count here."""
     child = os.fork()
     if child == 0:
@@ -174,11 +189,35 @@ def _in_child(action, *values) -> None:
         raise SystemExit("the base could not be written")
 
 
-def _save_base(config: dict, folder: str) -> None:
+def write_base(config: dict, folder: str) -> None:
+    """A model folder with random weights. All layers have the same ones, so that 7B are written as fast as the disk goes."""
+    import torch
+    from safetensors.torch import save_file
     from transformers import MistralConfig, MistralForCausalLM
 
-    model = MistralForCausalLM(MistralConfig(**config, max_position_embeddings=4096, sliding_window=None))
-    model.save_pretrained(folder)
+    built = MistralConfig(**config, max_position_embeddings=8192, sliding_window=None)
+    with torch.device("meta"):
+        shapes_of = {name: value.shape for name, value in MistralForCausalLM(built).state_dict().items()}
+    kind = torch.bfloat16 if config["hidden_size"] > 1024 else torch.float32
+    torch.manual_seed(0)
+    pool = torch.randn(max(size.numel() for size in shapes_of.values())).mul_(0.02).to(kind)
+    parts: dict[str, list[str]] = {}
+    for name in shapes_of:
+        parts.setdefault(name.split(".")[2] if ".layers." in name else "rest", []).append(name)
+    index = {}
+    for part, names in parts.items():
+        file = f"model-{part}.safetensors"
+        stored = [name for name in names if name != "lm_head.weight" or not built.tie_word_embeddings]
+        values = {name: _values(name, shapes_of[name], pool) for name in stored}
+        save_file(values, Path(folder) / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(stored, file)
+    told = {"metadata": {}, "weight_map": index}
+    (Path(folder) / "model.safetensors.index.json").write_text(json.dumps(told))
+    built.save_pretrained(folder)
+
+
+def _values(name: str, size, pool):
+    return pool.new_ones(size) if name.endswith("norm.weight") else pool[: size.numel()].view(size).clone()
 
 
 def _peak() -> int:

@@ -275,7 +275,9 @@ def test_what_cannot_fit_is_said_with_the_remedy(tmp_path):
 LONG = ["data.max_length=4096", "train.checkpoint_offload=true"]
 
 
-@pytest.mark.parametrize(("config", "changes"), [("mistral_16gb", []), ("mistral_16gb", LONG), ("mistral_16gb_bf16", [])])
+@pytest.mark.parametrize(
+    ("config", "changes"), [("mistral_16gb", []), ("mistral_16gb", LONG), ("mistral_16gb_bf16", [])]
+)
 def test_the_16_gb_configs_stay_below_15_gib_in_every_phase_and_stage(config, changes):
     """With documents as long as the settings allow, plain texts to hold the base, two teachers and an anchor."""
     told = load(f"configs/{config}.yaml", [*changes, "data.documents=plain.jsonl", "data.terms=terms.txt"])

@@ -15,7 +15,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
 SHARE_LOST = {"cuda": 0.04, "cpu": 0.03}  # of what comes and goes: the allocator's rounding and gaps
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
-PROCESS = 0.72 * 2**30  # resident after the imports, without a GPU
+PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
+FIRST_USE = 0.035 * 2**30  # code and tables that a CPU's first step brings in
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
 
@@ -66,6 +67,7 @@ def stages(settings: Settings, shape: Shape, load: Load, place: Place) -> dict[s
 
 def _with_lost(parts: Parts, fixed: Parts, place: Place) -> Parts:
     lost = SHARE_LOST[place.device] * (sum(parts.values()) - sum(fixed.values()))
+    lost += 0.0 if place.device == "cuda" else FIRST_USE
     return parts | {"allocator": lost, "process": CUDA_CONTEXT if place.device == "cuda" else PROCESS}
 
 
