@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from engine import events
 from engine.configs import load
 from engine.plan import flops, memory, shapes
 from engine.plan import load as loads_of
@@ -244,6 +245,53 @@ def test_measurements_correct_the_next_prediction(tmp_path):
     assert calibration.memory_ratio(home, "other") == 1
     calibration.path(home).write_text("{")
     assert calibration.memory_ratio(home, "card") == 1
+
+
+def test_prediction_and_truth_stand_side_by_side(tmp_path, monkeypatch):
+    """Steps of 2 s with a peak of 3 GiB; 2 GiB were predicted. The next prediction is half as much again."""
+    home = Home(tmp_path)
+    home.job("1").mkdir(parents=True)
+    told = load("configs/pocket.yaml")
+    where, known = plan.Machine("cpu", "this one", 8.0), lengths([(300, 40)])
+    predicted = plan.phase_value(home, told, known, 0, where)
+    predicted |= {"counted_gib": 2.0}
+    write = events.Writer(home.events("1"), 1)
+    for number, (now, peak) in enumerate([(100.0, 1.0), (102.0, 3.0), (104.0, 2.0), (109.0, 2.0)], 1):
+        monkeypatch.setattr(events.time, "time", lambda now=now: now)
+        write(events.Step(number, 4, {"cross_entropy": 1.0}, 1.0, 1e-3, 1.0, 10.0, peak))
+    value = plan.compared(home, "1", predicted)
+    assert (value["measured_gib"], value["error_percent"], value["measured_step_seconds"]) == (3.0, -33.3, 2.0)
+    assert "predicted 2.00 GiB, took 3.00 (-33 %)" in plan.words(value)
+    again = plan.phase_value(home, told, known, 0, where)
+    assert again["peak_gib"] == pytest.approx(1.5 * predicted["peak_gib"], abs=0.01)
+    assert again["calibrated"] and again["step_seconds"] == pytest.approx(2.0)
+
+
+def test_a_phase_without_a_step_changes_nothing(tmp_path):
+    home = Home(tmp_path)
+    home.job("1").mkdir(parents=True)
+    assert plan.compared(home, "1", {"unknown": "why"}) == {"unknown": "why"}
+    assert "why" in plan.words({"unknown": "why"}) and not calibration.path(home).exists()
+
+
+def test_the_form_shows_memory_and_warns_of_what_does_not_fit():
+    from tui.preview import _memory
+
+    value = {
+        "peak_gib": 18.2,
+        "device_gib": 16.0,
+        "machine": "RTX",
+        "stage": "training",
+        "breakdown": {"weights": 13.5, "logits": 1.0},
+    }
+    warned, told = _memory([None, {"unknown": "no shape"}, value, value | {"peak_gib": 3.0}])
+    assert warned.warning and "DOES NOT FIT: 18.2 GiB" in warned.text and "16.0 GiB (RTX)" in warned.text
+    assert told.text == "18.2 of 16.0 GiB while training (weights 13.5, logits 1.0)"
+    (only,) = _memory([value | {"peak_gib": 3.0}])
+    assert not only.warning
+    (unknown,) = _memory([{"unknown": "no shape"}])
+    assert unknown.text == "not predicted: no shape"
+    assert _memory([None]) == []
 
 
 # -- the verb -----------------------------------------------------------------------------------------------------
