@@ -37,9 +37,14 @@ KILLED = -signal.SIGKILL
 
 log = logging.getLogger(__name__)
 
-# Of jobs on the processor. glibc before 2.38 finds no use for most of what tensors leave in its heap, so a job holds up to
-# three times what it needs; large blocks of their own go back to the system at once, and huge pages make them cheap.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "THP_MEM_ALLOC_ENABLE": "1"}
+# Of jobs on the processor. Tensors are aligned blocks, whose leftovers glibc before 2.38 puts aside in small bins where they never
+# join their neighbours again: a job then holds up to three times what it needs. Without those bins, and with large blocks going
+# back to the system at once, it does not; huge pages (2 MiB, hence the threshold) make that free. Figures: docs/benchmarks.md.
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    "MALLOC_MMAP_THRESHOLD_": str(2 * 2**20),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
 
 
 class Runner:
