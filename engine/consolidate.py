@@ -35,6 +35,7 @@ def run(work: Work) -> dict:
             f"every held-out summary is longer than data.max_summary_length {settings.data.max_summary_length}"
         )
     model = models.load_adapter(models.load_base(work.model, settings.model), final, trainable=True)
+    models.checkpointing(model, settings)
     old = ewc.load(anchors_folder(work.start_from), model, settings.ewc) if work.start_from else []
     found = measure(work, model, documents, tokenizer.pad_token_id)
     anchors = ewc.anchored(old, phase.name, found, model, settings.ewc)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from engine.batches import Encoded, plain_batch
 from engine.losses import wide
 from engine.mixture import integer
-from engine.models import STUDENT, scales, summary_logits, trainable
+from engine.models import STUDENT, recompute, scales, summary_logits, trainable
 from engine.products import product
 from engine.settings import ConfigError, Ewc
 
@@ -108,6 +108,7 @@ def fisher(
     order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
     was_training, tokens = model.training, 0
     model.eval()
+    recompute(model)
     size = settings.fisher_batch_size
     with _watching(model, layers, add):
         for first in range(rank * size, len(order), processes * size):

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from engine import adapted, products
+from engine import adapted, extras, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
-from engine.settings import ConfigError, Lora, Model, Train, first_line
+from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
@@ -51,13 +52,35 @@ def load_tokenizer(model: str, settings: Model):
 
 
 def load_base(model: str, settings: Model) -> nn.Module:
-    """The frozen base on its device, in eval mode. Raises ConfigError if it cannot be loaded."""
+    """The frozen base on its device, in eval mode, quantised or streamed as the settings say. Raises ConfigError if it
+    cannot be loaded."""
+    extras.demand(settings)
+    how = {"revision": settings.revision, "dtype": DTYPES[settings.dtype]}
+    if settings.quantize:
+        how |= {"quantization_config": _quantization(settings), "device_map": {"": device()}}
     try:
-        base = AutoModelForCausalLM.from_pretrained(model, revision=settings.revision, dtype=DTYPES[settings.dtype])
+        base = AutoModelForCausalLM.from_pretrained(model, **how)
     except (OSError, ValueError) as error:
         raise ConfigError(_not_loaded(model, error)) from error
     base.generation_config.max_length = None  # only max_new_tokens decides
-    return products.freeze(base).to(device()).eval()
+    products.freeze(base)
+    if settings.stream_layers:
+        streaming.stream(base, settings.stream_layers, device())
+    return (base if settings.quantize else base.to(device())).eval()
+
+
+def _quantization(settings: Model) -> BitsAndBytesConfig:
+    """NF4 with quantised scales, or 8 bits a weight; embedding, output layer and norms stay as they are.
+
+    PEFT's own preparation for k-bit training is not used: it would make all of those fp32 (0.5 GiB of Mistral-7B, 2 of
+    Qwen2.5-7B), and the norms compute in fp32 in any case.
+    """
+    if settings.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[settings.dtype],
+    )  # fmt: skip
 
 
 def _not_loaded(model: str, error: Exception) -> str:
@@ -93,6 +116,26 @@ def load_adapter(base: nn.Module, folder: Path, trainable: bool) -> PeftModel:
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{folder}: this adapter does not load on its base ({first_line(error)})") from error
     return adapted.join(model)
+
+
+def checkpointing(model: PeftModel, settings: Settings) -> None:
+    """Recompute activations in the backward pass where the settings ask for it; with offload, the states between layers
+    wait in pinned host memory."""
+    if settings.train.gradient_checkpointing:
+        model.enable_input_require_grads()  # a frozen embedding would leave the checkpointed layers without gradient
+        away = settings.train.checkpoint_offload and torch.cuda.is_available()  # without a GPU they are there already
+        model.activation_checkpointing_enable(offload=away)
+
+
+def recompute(model: nn.Module) -> None:
+    """Let checkpointed layers recompute in eval mode too; what is inside them (dropout) stays as it is.
+
+    They look at their own mode alone. For backward passes in eval mode: the Fisher would need many times the memory of
+    training, and streamed layers would be gone. Undone by the next model.train(...).
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
 
 
 @contextlib.contextmanager

@@ -58,7 +58,28 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="type of the frozen base weights; float64 for exact comparisons"
     )
+    quantize: Literal["nf4", "int8"] | None = Field(
+        None, description="frozen linear layers in 4 or 8 bits; needs bitsandbytes"
+    )
+    stream_layers: int = Field(
+        0,
+        ge=0,
+        description="decoder layers whose frozen weights wait in host memory and visit the GPU when it is their turn; "
+        "needs train.gradient_checkpointing",
+    )
     build: Build | None = Field(None, description="train a small base here first")
+
+    @model_validator(mode="after")
+    def one_way_to_save(self):
+        if self.quantize and self.stream_layers:
+            raise ValueError(
+                "quantize and stream_layers exclude each other: a quantised base needs no streaming. Set one of them"
+            )
+        if self.quantize and self.dtype == "float64":
+            raise ValueError("quantize computes in float32 or bfloat16: set dtype=bfloat16")
+        if self.quantize and self.build:
+            raise ValueError("quantize is for a base that is loaded: a base built here is small, and stays as it is")
+        return self
 
 
 class Lora(Section):
@@ -262,6 +283,9 @@ class Train(Section):
     gradient_accumulation_steps: int = Field(6, ge=1, description="micro-batches in a step")
     mixed_precision: Literal["none", "bf16"] = Field("none", description="autocast in training")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    checkpoint_offload: bool = Field(
+        False, description="gradient_checkpointing keeps its states in host memory: less memory yet, more time"
+    )
     logging_steps: int = Field(1, ge=1, description="steps between two reports")
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept inside a phase, besides final")
@@ -423,6 +447,12 @@ class Settings(Section):
             raise ValueError("evaluate.gate.metric counts terms and needs a lexicon: give data.terms=FILE")
         if self.distil.base and self.selected_phases() and not self.data.videos:
             raise ValueError("distil.base answers video prompts: give data.videos=FILE, or set distil.base=0")
+        for name, wanted in (
+            ("train.checkpoint_offload", self.train.checkpoint_offload),
+            ("model.stream_layers", self.model.stream_layers),
+        ):
+            if wanted and not self.train.gradient_checkpointing:
+                raise ValueError(f"{name} works on checkpointed layers: set train.gradient_checkpointing=true too")
         if self.model.name_or_path and self.model.build:
             raise ValueError("model.name_or_path and model.build exclude each other; set one of them to null")
         return self

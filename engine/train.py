@@ -98,9 +98,7 @@ def _learner(
         models.load_adapter(base, source, True) if source else models.attach(base, settings.lora, settings.train.seed)
     )
     adapted.join(model, settings.lora.dropout_mask == "sequence")
-    if settings.train.gradient_checkpointing:
-        model.enable_input_require_grads()
-        model.activation_checkpointing_enable()
+    models.checkpointing(model, settings)
     for name in material.teachers:
         before = start if start and start.parent.name == name else work.run_folder / name / checkpoint.FINAL
         models.load_teacher(model, checkpoint.demand(before), name)

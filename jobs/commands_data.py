@@ -150,3 +150,22 @@ def data(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
 
     value = preflight.facts(Home.find(), load(config, overrides or []), say)
     put(value, show.plain_lines(preflight.text(value)), as_json)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gib: Annotated[
+        float | None, typer.Option("--gib", min=1, help="plan for a GPU of this size instead of this machine")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a config will take: memory by part, whether it fits, what each change would save, steps and time. Loads nothing.
+
+    Example: hybridsum.py plan configs/medical.yaml --gib 16 lora.rank=16
+    """
+    from jobs import plan as planning
+
+    value = planning.of_config(Home.find(), load(config, overrides or []), planning.machine(gib))
+    put(value, show.plain_lines(planning.text(value)), as_json)

@@ -101,6 +101,7 @@ def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[
     drafted = submit.draft(home, records, request)
     for warning in drafted.corpus.warnings if drafted.corpus else ():
         say(f"warning: {warning}")
+    _warn_of_memory(request, drafted)
     if drafted.auto:
         say(f"auto: {auto.words(**drafted.auto)}")
     jobs = submit.enter(home, records, drafted)
@@ -111,6 +112,17 @@ def _queue(request: submit.Request, as_json: bool) -> tuple[Home, Records, list[
     if paused := records.fact("paused"):
         say(f"the line is paused ({paused}): hybridsum.py resume")
     return home, records, ids
+
+
+def _warn_of_memory(request: submit.Request, drafted: submit.Draft) -> None:
+    """Loudly, and before it waits its turn for hours: what a phase needs and the machine has not."""
+    from jobs import plan as planning
+
+    found = [(job.phase, w) for job, spec in drafted.jobs for w in planning.warnings(spec["job"].get("plan") or {})]
+    for phase, warning in found:
+        say(f"warning: {phase} {warning}")
+    if found:
+        say(f"`hybridsum.py plan {request.config}` says what each change would save")
 
 
 def _queued_text(jobs: list[Job], run: str) -> str:

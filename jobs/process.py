@@ -15,7 +15,7 @@ from engine import events as ev
 from engine import files
 from engine.settings import ConfigError, first_line
 from engine.work import Cancelled, Work
-from jobs import adjust, gate, locks, show
+from jobs import adjust, gate, locks, plan, show
 from jobs.home import Home
 from jobs.kinds import KINDS
 from jobs.records import CANCELLED, DONE, FAILED, Records
@@ -103,6 +103,9 @@ def _perform(home: Home, job_id: str, work: Work) -> dict[str, Any]:
         facts = show.finite(getattr(importlib.import_module(module), function)(work) or {})
         if work.kind == "evaluate":
             facts |= _enter_evaluation(home, work, facts)
+        if work.kind == "phase" and (predicted := read_spec(home.spec(job_id))[0].get("plan")):
+            facts["plan"] = plan.compared(home, job_id, predicted)
+            print(f"plan: {plan.words(facts['plan'])}")
         return {"reason": "", "remedy": "", **facts, "outcome": DONE}
     except Cancelled:
         return {

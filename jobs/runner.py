@@ -37,6 +37,15 @@ KILLED = -signal.SIGKILL
 
 log = logging.getLogger(__name__)
 
+# Of jobs on the processor. Tensors are aligned blocks, whose leftovers glibc before 2.38 puts aside in small bins where they never
+# join their neighbours again: a job then holds up to three times what it needs. Without those bins, and with large blocks going
+# back to the system at once, it does not; huge pages (2 MiB, hence the threshold) make that free. Figures: docs/benchmarks.md.
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    "MALLOC_MMAP_THRESHOLD_": str(2 * 2**20),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
 
 class Runner:
     def __init__(
@@ -294,6 +303,7 @@ class Runner:
             "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
             "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
         }
+        environment |= {} if slot.visible else ALLOCATOR
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with self.home.log(job_id).open("ab") as output:

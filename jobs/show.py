@@ -12,7 +12,7 @@ import yaml
 
 from engine import auto
 from engine import events as ev
-from jobs import adjust, progress
+from jobs import adjust, plan, progress
 from jobs.home import Home
 from jobs.records import BLOCKED, DONE, QUEUED, RUNNING, Job, Records, title
 
@@ -141,7 +141,8 @@ def job_values(home: Home, records: Records) -> list[dict[str, Any]]:
 
 def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
     """The object that `show ID --json` prints. settings: as queued; auto: what of them train.auto chose, and from
-    how many examples; adjusted: {setting: value in force instead}.  Raises ConfigError for an unknown id.
+    how many examples; adjusted: {setting: value in force instead}; plan: what was predicted, and once it has run the truth
+    beside it.  Raises ConfigError for an unknown id.
     """
     job = records.job(job_id)
     result, spec = _read_json(home.result(job_id)), _read_spec(home.spec(job_id))
@@ -156,6 +157,7 @@ def full_value(home: Home, records: Records, job_id: str) -> dict[str, Any]:
         "settings": spec.get("settings"),
         "auto": (spec.get("job") or {}).get("auto"),
         "adjusted": adjust.read(home.adjusted(job_id)),
+        "plan": result.get("plan") or (spec.get("job") or {}).get("plan"),
         "checkpoint": result.get("checkpoint", saved),
         "metrics": result.get("metrics", metrics),
         "folder": str(home.job(job_id)),
@@ -254,6 +256,8 @@ def details(value: dict[str, Any]) -> str:
         facts["metrics"] = json.dumps(facts["metrics"])
     if facts.get("auto"):
         facts["auto"] = auto.words(**facts["auto"])
+    if facts.get("plan"):
+        facts["plan"] = plan.words(facts["plan"])
     if facts.get("adjusted"):
         facts["adjusted"] = "to fit into memory: " + ", ".join(f"{name} {n}" for name, n in facts["adjusted"].items())
     width = max(map(len, facts))

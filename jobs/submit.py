@@ -10,13 +10,14 @@ from pathlib import Path
 
 import yaml
 
-from engine import files
+from engine import extras, files
 from engine.auto import automatic, kept
 from engine.configs import dump, load
 from engine.corpus.split import Corpus, assemble, read_test
 from engine.events import Queued, Writer
 from engine.mixture import Schedule, schedule
-from engine.settings import ConfigError, Phase, Settings
+from engine.settings import ConfigError, Phase, Settings, first_line
+from jobs import plan as prediction
 from jobs.home import PROJECT, Home
 from jobs.records import DONE, QUEUED, RUNNING, Job, Records
 
@@ -59,6 +60,7 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
     if request.kind in ON_CHECKPOINT:
         return _draft_on_checkpoint(home, request)
     given = _with_phase(request)
+    extras.demand(given.model)
     corpus = assemble(given.data)
     if not given.train.auto:
         return _draft_training(home, records, request, given, corpus)
@@ -82,10 +84,24 @@ def _draft_training(home: Home, records: Records, request: Request, settings: Se
     if not settings.selected_phases():
         raise ConfigError(f"{request.config}: curriculum.phases is empty. Describe at least one phase")
     if request.kind == "pipeline":
-        return _draft_pipeline(home, records, request, settings, corpus, plan)
+        return _predicted(home, settings, corpus, _draft_pipeline(home, records, request, settings, corpus, plan))
     if request.kind == "phase":
-        return _draft_phase(home, records, request, settings, corpus, plan)
+        return _predicted(home, settings, corpus, _draft_phase(home, records, request, settings, corpus, plan))
     raise ConfigError(f"{request.kind}: unknown kind of job. Use one of {', '.join(KINDS)}")
+
+
+def _predicted(home: Home, settings: Settings, corpus: Corpus, drafted: Draft) -> Draft:
+    """The same, with what each phase will take beside its spec; where nothing can tell, with the reason (`unknown`)."""
+    where, known = prediction.machine(), prediction.lengths(settings, corpus)
+    names = [phase.name for phase in settings.curriculum.phases]
+    for job, spec in drafted.jobs:
+        if job.kind == "phase":
+            try:
+                found = prediction.phase_value(home, settings, known, names.index(job.phase), where)
+            except ConfigError as error:
+                found = {"unknown": first_line(error)}
+            spec["job"]["plan"] = found
+    return drafted
 
 
 def submit(home: Home, records: Records, request: Request) -> list[Job]:

@@ -23,6 +23,7 @@ LIGHT_ENGINE = (
     "mixture",
     "work",
     "plan",
+    "extras",
     "corpus",
     "__init__",
 )

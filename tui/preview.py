@@ -56,6 +56,7 @@ def rows(request: "Request", draft: "Draft") -> list[Fact]:
         *facts,
         *_auto(draft.auto),
         *_phases(settings, draft),
+        *_memory([job[1]["job"].get("plan") for job in draft.jobs]),
         *_data(draft),
         *_method(settings),
         *_differences(request),
@@ -78,6 +79,7 @@ def settings_rows(settings: "Settings", job: dict[str, Any], adjusted: dict[str,
         *([Fact("adjusted", f"to fit into memory: {adjust.words(settings, adjusted)}", True)] if adjusted else []),
         *_auto(job.get("auto")),
         *lengths,
+        *_memory([job.get("plan")]),
         *_method(settings),
         *files,
     ]
@@ -88,6 +90,19 @@ def _auto(found: dict[str, Any] | None) -> list[Fact]:
     from engine import auto
 
     return [Fact("auto", auto.words(**found))] if found else []
+
+
+def _memory(plans: list[dict[str, Any] | None]) -> list[Fact]:
+    """What the phase that needs most will take, and whether the machine has it."""
+    from jobs import plan
+
+    known = [value for value in plans if value]
+    told = [value for value in known if "unknown" not in value]
+    if not told:
+        return [Fact("memory", f"not predicted: {value['unknown']}") for value in known[:1]]
+    worst = max(told, key=lambda value: value["peak_gib"])
+    warnings = [Fact("memory", line, True) for line in plan.warnings(worst)]
+    return [*warnings, Fact("" if warnings else "memory", plan.brief(worst))]
 
 
 def _mixture(phase) -> str:

@@ -1,0 +1,254 @@
+"""Peak memory of a job by part and stage, by arithmetic: what training, the Fisher and generation hold at once. Light.
+
+Formulas were checked tensor by tensor against what autograd keeps (tests/test_plan.py) and as a whole against the peak
+of fresh processes (tests/plan_error.py). Bytes throughout.
+"""
+
+from dataclasses import dataclass
+
+from engine.plan.shapes import Shape
+from engine.settings import Settings
+
+Parts = dict[str, float]  # {part: bytes}
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
+NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.03}  # of what comes and goes: the allocator's rounding and gaps
+CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
+PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
+FIRST_USE = 0.035 * 2**30  # code and tables that a CPU's first step brings in
+PRESENT_LAYERS = 2  # streamed layers on the device at once
+PROJECTION = 256  # rows of the contrastive projection, at most
+
+
+@dataclass(frozen=True)
+class Load:
+    """The largest micro-batch: rows padded to `length` tokens, `labels` scored tokens among them, `told` of those with a
+    teacher's distribution over the vocabulary."""
+
+    rows: int
+    length: int
+    labels: int
+    told: int = 0
+    longest_labels: int = 0  # of one document, for the Fisher
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job would run, and what it finds there: adapters of earlier phases beside the student's, anchors of EWC."""
+
+    device: str = "cuda"  # or cpu
+    teachers: int = 0
+    anchors: int = 0
+
+
+def place(settings: Settings, device: str, phase: int) -> Place:
+    """What phase number `phase` (0: the first) finds."""
+    held = bool(settings.distil.phase and settings.replay.batch_share) or settings.distil.new or settings.losses.floor
+    anchors = phase if settings.ewc.anchors == "separate" else min(1, phase)
+    return Place(device, phase if held else 0, anchors if settings.ewc.lambda_ else 0)
+
+
+def stages(settings: Settings, shape: Shape, load: Load, place: Place) -> dict[str, Parts]:
+    """{stage: {part: bytes}} of a phase: training, measuring (each loss's own gradient), stepping, fisher, generating."""
+    fixed = standing(settings, shape, place)
+    found = {"training": training(settings, shape, load, place), "stepping": stepping(settings, shape, place)}
+    if settings.train.gradient_norms_steps:
+        found["measuring"] = measuring(settings, shape, found["training"])
+    if settings.ewc.lambda_ and settings.ewc.importance == "fisher":
+        found["fisher"] = fisher(settings, shape, load, place)
+    found["generating"] = generating(settings, shape, load, place)
+    return {stage: _with_lost(fixed | coming, fixed, place) for stage, coming in found.items()}
+
+
+def _with_lost(parts: Parts, fixed: Parts, place: Place) -> Parts:
+    lost = SHARE_LOST[place.device] * (sum(parts.values()) - sum(fixed.values()))
+    lost += 0.0 if place.device == "cuda" else FIRST_USE
+    return parts | {"allocator": lost, "process": CUDA_CONTEXT if place.device == "cuda" else PROCESS}
+
+
+def peak(found: dict[str, Parts]) -> tuple[str, Parts]:
+    """(the stage that needs most, its parts)."""
+    return max(found.items(), key=lambda item: sum(item[1].values()))
+
+
+# -- what stays ---------------------------------------------------------------------------------------------------
+
+
+def standing(settings: Settings, shape: Shape, place: Place) -> Parts:
+    """What is there in every stage: base, adapters, gradients, optimizer, anchors."""
+    learnt = adapter_weights(settings, shape) * adapter_bytes(settings)
+    projection = min(PROJECTION, shape.hidden) * shape.hidden * 4 if settings.losses.contrastive else 0
+    return {
+        "weights": base_weights(settings, shape),
+        "adapters": learnt + projection,
+        "gradients": learnt + projection,
+        "optimizer": 2 * (learnt + projection),
+        "distillation": place.teachers * learnt,
+        "ewc": place.anchors * _anchor(settings, shape),
+    }
+
+
+def base_weights(settings: Settings, shape: Shape) -> float:
+    """The frozen base on the device: what is quantised are the linear modules of the layers."""
+    model = settings.model
+    plain = BYTES[model.dtype]
+    outside = [size for _, size in shape.linear().values()]
+    layer = {
+        None: shape.layer_weights * plain,
+        "nf4": shape.layer_weights * NF4,
+        "int8": shape.layer_weights + 4 * sum(outside),
+    }[model.quantize]
+    resident = shape.layers
+    if model.stream_layers:
+        resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
+    return resident * layer + shape.other_weights * plain
+
+
+def adapter_weights(settings: Settings, shape: Shape) -> int:
+    """Trainable weights of an adapter: r (in + out) of every adapted module."""
+    linear = shape.linear()
+    wanted = [linear[name] for name in settings.lora.target_modules if name in linear]
+    return shape.layers * settings.lora.rank * sum(inside + outside for inside, outside in wanted)
+
+
+def adapter_bytes(settings: Settings) -> int:
+    """Of an adapter's weight: fp32 on a bf16 base too."""
+    return max(4, BYTES[settings.model.dtype])
+
+
+def _anchor(settings: Settings, shape: Shape) -> float:
+    """An anchor's copy of the adapter and its Fisher, fp32."""
+    weights = adapter_weights(settings, shape)
+    margins = shape.layers * sum(map(sum, shape.linear().values()))
+    return 4 * (weights + (weights if settings.ewc.space == "factor" else margins))
+
+
+# -- what comes and goes ------------------------------------------------------------------------------------------
+
+
+def computed_bytes(settings: Settings) -> int:
+    """Of an activation between two modules."""
+    return 2 if settings.train.mixed_precision == "bf16" else BYTES[settings.model.dtype]
+
+
+def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
+    """Forward and backward of the largest micro-batch: everything kept for the backward pass, then the larger of what
+    the losses need over the vocabulary and what the backward pass of one layer adds."""
+    layer = load.tokens * kept_by_layer(settings, shape, place) + casts_of_layer(settings, shape)
+    between = load.tokens * shape.hidden * BYTES[settings.model.dtype]
+    logits, told = over_vocabulary(settings, shape, load)
+    backward = load.tokens * backward_of_layer(settings, shape)
+    if settings.train.gradient_checkpointing:
+        boundaries = 2 if settings.train.checkpoint_offload and place.device == "cuda" else shape.layers
+        held, burst = boundaries * between, layer + backward
+    else:
+        held, burst = shape.layers * layer, backward
+    activations = held + 2 * between + max(0.0, burst - logits - told)
+    return {"activations": activations, "logits": logits, "teachers' words": told}
+
+
+def kept_by_layer(settings: Settings, shape: Shape, place: Place) -> float:
+    """Bytes a token leaves in one layer for the backward pass.
+
+    Two norms keep their fp32 input; rotated q and k, v, the result and its logsumexp for attention; gate, its SiLU, up and
+    their product. An adapted module keeps what A reads: shared with its neighbours only where nothing casts or drops it.
+    """
+    c, adapter = computed_bytes(settings), adapter_bytes(settings)
+    autocast = settings.train.mixed_precision == "bf16"
+    read = 2 if autocast else adapter
+    norms = 2 * (shape.hidden * max(4, BYTES[settings.model.dtype]) + 4)
+    attention = c * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
+    gates = 3 * shape.intermediate * c
+    linear = shape.linear()
+    names = [name for name in settings.lora.target_modules if name in linear]
+    own = autocast or adapter != c or settings.lora.dropout > 0
+    if own:
+        inputs = read * sum(linear[name][0] for name in names)
+    else:
+        groups = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y", "down_proj": "z"}
+        widths = {groups[name]: linear[name][0] for name in names if name in groups}  # o_proj reads attention's result
+        inputs = read * sum(widths.values())
+    mask = 0
+    if settings.lora.dropout:
+        mask = (1 if place.device == "cuda" else adapter) * sum(linear[name][0] for name in names)
+    return norms + attention + gates + inputs + mask + read * settings.lora.rank * len(names)
+
+
+def casts_of_layer(settings: Settings, shape: Shape) -> float:
+    """Under autocast the backward pass keeps bf16 copies of what is fp32: a layer's factors, and its frozen weights."""
+    if settings.train.mixed_precision != "bf16":
+        return 0.0
+    frozen = shape.layer_weights if BYTES[settings.model.dtype] > 2 and not settings.model.quantize else 0
+    return 2 * (frozen + adapter_weights(settings, shape) / shape.layers)
+
+
+def backward_of_layer(settings: Settings, shape: Shape) -> float:
+    """Bytes a token needs while gradients pass through a layer: those of the product, gate and up, and two residuals."""
+    return computed_bytes(settings) * (3 * shape.intermediate + 2 * shape.hidden)
+
+
+def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float, float]:
+    """(bytes of the student's logits and all that the losses make of them, bytes of the teachers' log-probabilities).
+
+    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; a teacher's words with the selected
+    student's, their log-softmax and the terms of the divergence.
+    """
+    wide = max(4, BYTES[settings.model.dtype])
+    row = load.labels * shape.vocabulary
+    means = settings.losses.diversity or settings.losses.drift
+    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means)))
+    return student, load.told * shape.vocabulary * wide * 4
+
+
+def stepping(settings: Settings, shape: Shape, place: Place) -> Parts:
+    """The penalty (product space: six fp32 copies of the factors in its graph, for each anchor) and the optimizer's
+    own temporaries."""
+    learnt = adapter_weights(settings, shape) * adapter_bytes(settings)
+    copies = 6 if settings.ewc.space == "product" else 2
+    return {"activations": 0.0, "ewc penalty": copies * place.anchors * learnt, "logits": 0.0, "optimizer step": learnt}
+
+
+def measuring(settings: Settings, shape: Shape, trained: Parts) -> Parts:
+    """Every component's gradient is kept beside the others, and one more is being made."""
+    losses, distil = settings.losses, settings.distil
+    parts = [losses.cross_entropy, losses.contrastive, losses.diversity, losses.term, losses.drift, losses.floor]
+    parts += [distil.phase, distil.base, distil.documents, distil.new, settings.ewc.lambda_]
+    count = sum(bool(weight) for weight in parts)
+    learnt = adapter_weights(settings, shape) * adapter_bytes(settings)
+    return trained | {"gradient norms": (count + 1) * learnt}
+
+
+def fisher(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
+    """Forward and backward in eval mode, without dropout: every adapted module's input and gradient are seen once."""
+    rows = min(settings.ewc.fisher_batch_size, max(1, settings.ewc.fisher_samples))
+    quiet = settings.model_copy(update={"lora": settings.lora.model_copy(update={"dropout": 0.0})})
+    quiet = quiet.model_copy(update={"train": settings.train.model_copy(update={"mixed_precision": "none"})})
+    plain = quiet.model_copy(update={"losses": settings.losses.model_copy(update={"diversity": 0.0, "drift": 0.0})})
+    one = Load(rows, load.length, rows * (load.longest_labels or load.labels))
+    found = training(plain, shape, one, place)
+    wide = sum(inside + outside for inside, outside in shape.linear().values())
+    seen = one.tokens * wide * computed_bytes(plain) * (1 if settings.train.gradient_checkpointing else shape.layers)
+    return found | {"fisher": seen}
+
+
+def generating(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
+    """Keys and values of a batch of prompts and what is written, one layer's activations, the last position's logits.
+
+    The base's answers are written before training, with no optimizer yet; gradients and moments then are not there, so
+    this counts a little too much.
+    """
+    limit = settings.evaluate.batch_tokens
+    room = settings.generate.max_new_tokens
+    length = load.length + room
+    rows = settings.evaluate.batch_size
+    if limit:
+        rows = max(1, min(rows, limit // length))
+    c = BYTES[settings.model.dtype]
+    cache = rows * length * 2 * shape.keys * shape.layers * c
+    prompt = rows * load.length * c * (3 * shape.intermediate + 4 * shape.hidden)
+    return {"cache": cache, "activations": prompt, "logits": rows * shape.vocabulary * 4 * 2}

@@ -1,0 +1,187 @@
+"""What makes a model fit: streamed layers, offloaded states, recomputation in the Fisher, a quantised base. Exact where it must be."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from engine import base as base_job
+from engine import ewc, extras, models, streaming, train
+from engine.batches import Encoded, plain_batch
+from engine.configs import load
+from engine.settings import ConfigError, Model, Settings
+from tests.conftest import make_work
+
+pytestmark = pytest.mark.engine
+ON = {"gradient_checkpointing": True, "threads": 1}
+
+
+def small(layers: int = 6) -> MistralForCausalLM:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=None,
+    )  # fmt: skip
+    return MistralForCausalLM(config).requires_grad_(False)
+
+
+def adapted(base, **changed):
+    told = Settings.model_validate({"lora": {"rank": 4, "dropout": 0.1}, "distil": {"base": 0}, "train": ON | changed})
+    model = models.attach(base, told.lora, 0)
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in models.trainable(model).items():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05, generator=chance)
+    models.checkpointing(model, told)
+    return model
+
+
+def documents() -> list[Encoded]:
+    chance = torch.Generator().manual_seed(2)
+    return [Encoded(torch.randint(5, 300, (n,), generator=chance).tolist(), n // 2, 0) for n in (30, 20, 25)]
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    batch = plain_batch(documents(), 0)
+    torch.manual_seed(3)
+    model.train()
+    logits = models.summary_logits(model, batch)
+    torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
+    return {name: parameter.grad.clone() for name, parameter in models.trainable(model).items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# -- streaming ----------------------------------------------------------------------------------------------------
+
+
+def test_streamed_layers_give_the_same_gradients_and_two_are_there_at_most(monkeypatch):
+    expected = gradients(adapted(small()))
+    base = small()
+    layers = streaming.stream(base, 4, torch.device("cpu"))
+    assert streaming.chosen(6, 4) == [0, 1, 3, 4] and not any(layer.is_present for layer in layers)
+    most, bring = [], streaming._Streamed.bring
+
+    def counted(self):
+        bring(self)
+        most.append(sum(layer.is_present for layer in layers))
+
+    monkeypatch.setattr(streaming._Streamed, "bring", counted)
+    assert same(gradients(adapted(base)), expected)
+    assert len(most) == 8 and max(most) <= 2  # forward and backward of four layers
+    assert not any(layer.is_present for layer in layers)
+    assert any(value.abs().sum() > 0 for value in expected.values())
+
+
+def test_masters_are_not_touched_and_every_layer_can_wait():
+    base, before = small(3), small(3).state_dict()
+    layers = streaming.stream(base, 9, torch.device("cpu"))
+    assert len(layers) == 3
+    gradients(adapted(base))
+    for number, layer in enumerate(layers):
+        known = {value.data_ptr() for value in layer.masters.values()}
+        assert len(known) == 9, number  # seven modules and two norms
+        for value in layer.masters.values():
+            assert any(value.shape == there.shape and torch.equal(value, there) for there in before.values())
+
+
+def test_a_phase_with_streamed_layers_ends_with_the_same_bytes(tiny_data, tiny_base, tmp_path):
+    """Training, Fisher, anchors, teachers, base answers: two phases, resident and streamed."""
+    made = []
+    for name, count in (("resident", 0), ("streamed", 2)):
+        run = tmp_path / name
+        given = ["train.gradient_checkpointing=true", f"model.stream_layers={count}", "model.build=null"]
+        told = load(tiny_data / "tiny.yaml", [*given, f"model.name_or_path={tiny_base}"])
+        train.run(make_work("phase", "phase1", told, tiny_base, run / "phase1", run))
+        train.run(make_work("phase", "phase2", told, tiny_base, run / "phase2", run, run / "phase1" / "final"))
+        files = ("phase1/final/anchors.safetensors", "phase2/final/adapter_model.safetensors")
+        made.append([(run / file).read_bytes() for file in files])
+    assert made[0] == made[1]
+
+
+def test_streaming_and_offload_ask_for_checkpointing():
+    for setting in ("model.stream_layers=2", "train.checkpoint_offload=true"):
+        with pytest.raises(ConfigError, match="gradient_checkpointing=true"):
+            load(None, [setting, "distil.base=0"])
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load(
+            None, ["model.stream_layers=2", "model.quantize=nf4", "train.gradient_checkpointing=true", "distil.base=0"]
+        )
+
+
+# -- recomputation ------------------------------------------------------------------------------------------------
+
+
+def test_offloaded_states_give_the_same_gradients():
+    plain = gradients(adapted(small(), gradient_checkpointing=False))
+    assert same(gradients(adapted(small())), plain)
+    assert same(gradients(adapted(small(), checkpoint_offload=True)), plain)
+
+
+def test_the_fisher_recomputes_too_without_dropout_and_is_the_same(monkeypatch):
+    told = Settings.model_validate({"ewc": {"lambda": 1, "unit": "per_token"}, "distil": {"base": 0}})
+    found, calls = [], []
+    for checkpointed in (False, True):
+        model = adapted(small(2), gradient_checkpointing=checkpointed)
+        layer = model.get_base_model().model.layers[0].mlp
+        handle = layer.register_forward_pre_hook(lambda module, inputs: calls.append(module.training))
+        found.append(ewc.fisher(model, documents(), told.ewc, 0, 0).values)
+        handle.remove()
+        model.train()
+        assert layer.training
+    assert calls == [False] * 3  # one batch: forward; forward and again
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-7)
+
+
+# -- quantised ----------------------------------------------------------------------------------------------------
+
+
+def test_without_the_package_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"model.quantize: nf4 .*pip install bitsandbytes=="):
+        extras.demand(Model(quantize="nf4"))
+    extras.demand(Model())
+
+
+@pytest.fixture(scope="module")
+def wide_base(tiny_data, tmp_path_factory):
+    """As the tiny base, but 64 wide: the smallest that NF4's blocks allow."""
+    folder = tmp_path_factory.mktemp("wide") / "base"
+    told = load(tiny_data / "tiny.yaml", ["model.build.hidden_size=64"])
+    base_job.run(make_work("base", None, told, folder, folder, folder.parent))
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("nf4", torch.uint8), ("int8", torch.int8)])
+def test_a_phase_trains_on_a_quantised_base(kind, stored, tiny_data, wide_base, tmp_path):
+    """On a CPU, for real: both phases with Fisher, anchors, teachers and answers; the base stays as it was stored."""
+    pytest.importorskip("bitsandbytes", reason="model.quantize is an optional extra")
+    given = ["train.gradient_checkpointing=true", f"model.quantize={kind}", "model.build=null", "model.dtype=bfloat16"]
+    told = load(tiny_data / "tiny.yaml", [*given, f"model.name_or_path={wide_base}"])
+    base = models.load_base(str(wide_base), told.model)
+    weights = base.model.layers[0].mlp.down_proj.weight
+    assert weights.dtype == stored and base.model.norm.weight.dtype == torch.bfloat16
+    assert base.lm_head.weight.dtype == torch.bfloat16
+    run, events = tmp_path / kind, []
+    train.run(make_work("phase", "phase1", told, wide_base, run / "phase1", run, events=events))
+    train.run(
+        make_work("phase", "phase2", told, wide_base, run / "phase2", run, run / "phase1" / "final", events=events)
+    )
+    losses = [event.losses for event in events if type(event).__name__ == "Step"]
+    assert len(losses) == 11 and losses[-1]["ewc"] >= 0 and "distil_phase" in losses[-1]
+    model = models.load_adapter(models.load_base(str(wide_base), told.model), run / "phase2" / "final", False)
+    batch = plain_batch(documents_of(wide_base), 0)
+    with torch.no_grad():
+        ours = models.summary_logits(model, batch)
+        with model.disable_adapter():
+            plain = models.summary_logits(model, batch)
+    assert ours.isfinite().all() and not torch.equal(ours, plain)
+
+
+def documents_of(folder) -> list[Encoded]:
+    return [Encoded(list(range(5, 35)), 15, 0)]
