@@ -195,13 +195,16 @@ def backward_of_layer(settings: Settings, shape: Shape) -> float:
 def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float, float]:
     """(bytes of the student's logits and all that the losses make of them, bytes of the teachers' log-probabilities).
 
-    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; a teacher's words with the selected
+    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; for drift the embedding; a teacher's words with the selected
     student's, their log-softmax and the terms of the divergence.
     """
     wide = max(4, BYTES[settings.model.dtype])
     row = load.labels * shape.vocabulary
     means = settings.losses.diversity or settings.losses.drift
-    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means)))
+    narrow = computed_bytes(settings) < wide  # then the losses read a wide copy
+    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means) + narrow))
+    if settings.losses.drift and BYTES[settings.model.dtype] < wide:
+        student += shape.vocabulary * shape.hidden * wide  # and the embedding is widened whole
     return student, load.told * shape.vocabulary * wide * 4
 
 
