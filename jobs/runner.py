@@ -38,13 +38,9 @@ KILLED = -signal.SIGKILL
 log = logging.getLogger(__name__)
 
 # Of jobs on the processor. Tensors are aligned blocks, whose leftovers glibc before 2.38 puts aside in small bins where they never
-# join their neighbours again: a job then holds up to three times what it needs. Without those bins, and with large blocks going
-# back to the system at once, it does not; huge pages (2 MiB, hence the threshold) make that free. Figures: docs/benchmarks.md.
-ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
-    "MALLOC_MMAP_THRESHOLD_": str(2 * 2**20),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
+# join their neighbours again: a job then holds up to three times what it needs. Without those bins it does not, in the same
+# time. Huge pages are torch's own switch. Figures: docs/benchmarks.md.
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class Runner:

@@ -13,7 +13,7 @@ Parts = dict[str, float]  # {part: bytes}
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
-SHARE_LOST = {"cuda": 0.04, "cpu": 0.03}  # of what comes and goes: the allocator's rounding and gaps
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.01}  # of what comes and goes: the allocator's rounding and gaps
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
 FIRST_USE = 0.035 * 2**30  # code and tables that a CPU's first step brings in
@@ -195,13 +195,16 @@ def backward_of_layer(settings: Settings, shape: Shape) -> float:
 def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float, float]:
     """(bytes of the student's logits and all that the losses make of them, bytes of the teachers' log-probabilities).
 
-    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; a teacher's words with the selected
+    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; for drift the embedding; a teacher's words with the selected
     student's, their log-softmax and the terms of the divergence.
     """
     wide = max(4, BYTES[settings.model.dtype])
     row = load.labels * shape.vocabulary
     means = settings.losses.diversity or settings.losses.drift
-    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means)))
+    narrow = computed_bytes(settings) < wide  # then the losses read a wide copy
+    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means) + narrow))
+    if settings.losses.drift and BYTES[settings.model.dtype] < wide:
+        student += shape.vocabulary * shape.hidden * wide  # and the embedding is widened whole
     return student, load.told * shape.vocabulary * wide * 4
 
 
