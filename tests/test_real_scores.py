@@ -60,15 +60,18 @@ def test_rouge_is_rouge_score_s(stored):
 def test_bertscore_is_bert_score_s(stored):
     for rows in stored:
         full = [row for row in summaries(rows) if row["output"].strip()]
-        if "bertscore_f1" not in full[0]["scores"]:  # judged without: what the scoring would have stored
-            full, _ = score.rows(full, [None] * len(full), bertscore.judge("bundled"), None)
+        again, _ = score.rows(full, [None] * len(full), bertscore.judge("bundled"), None)
         parts = bert_score.score(
             [row["output"] for row in full], [row["reference"] for row in full],
             model_type=bertscore.judge("bundled").model, num_layers=6,
         )  # fmt: skip
         for name, values in zip(("precision", "recall", "f1"), parts, strict=True):
-            ours = [row["scores"][f"bertscore_{name}"] for row in full]
+            ours = [row["scores"][f"bertscore_{name}"] for row in again]
             assert ours == pytest.approx(values.tolist(), abs=1e-9)
+            if f"bertscore_{name}" in full[0]["scores"]:
+                # what another process stored: sums in float32 depend on where in memory the numbers lie
+                stored_then = [row["scores"][f"bertscore_{name}"] for row in full]
+                assert stored_then == pytest.approx(values.tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("column", ["papers", "videos"])
