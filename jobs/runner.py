@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 # join their neighbours again: a job then holds up to three times what it needs. Without those bins it does not, in the same
 # time. Huge pages are torch's own switch. Figures: docs/benchmarks.md.
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0", "THP_MEM_ALLOC_ENABLE": "1"}
+# Threads that wait for each other sleep instead of spinning: beside other work on the same cores a product of matrices takes
+# 1.6 times as long as alone, not ten times; alone there is no difference (docs/log.md). What the user has set stays.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Runner:
@@ -292,13 +295,17 @@ class Runner:
         return None
 
     def _spawn(self, job_id: str, attempt: int, slot: gpus.Slot, inherited: list[IO]) -> subprocess.Popen:
-        environment = os.environ | {
-            "HYBRIDSUM_HOME": str(self.home.root),
-            "HYBRIDSUM_ATTEMPT": str(attempt),
-            "HYBRIDSUM_DEVICE": slot.name,
-            "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
-            "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
-        }
+        environment = (
+            WAITING
+            | os.environ
+            | {
+                "HYBRIDSUM_HOME": str(self.home.root),
+                "HYBRIDSUM_ATTEMPT": str(attempt),
+                "HYBRIDSUM_DEVICE": slot.name,
+                "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
+                "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
+            }
+        )
         environment |= {} if slot.visible else ALLOCATOR
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
