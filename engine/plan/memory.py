@@ -97,9 +97,10 @@ def base_weights(settings: Settings, shape: Shape) -> float:
     """The frozen base on the device: what is quantised are the linear modules of the layers."""
     model = settings.model
     plain = BYTES[model.dtype]
+    linear = 2 if settings.train.mixed_precision == "bf16" else plain  # engine.products.narrow
     outside = [size for _, size in shape.linear().values()]
     layer = {
-        None: shape.layer_weights * plain,
+        None: shape.layer_weights * linear,
         "nf4": shape.layer_weights * NF4,
         "int8": shape.layer_weights + 4 * sum(outside),
     }[model.quantize]
@@ -140,6 +141,7 @@ def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Part
     """Forward and backward of the largest micro-batch: everything kept for the backward pass, then the larger of what
     the losses need over the vocabulary and what the backward pass of one layer adds."""
     layer = load.tokens * kept_by_layer(settings, shape, place) + casts_of_layer(settings, shape)
+    layer += load.rows * masks_of_layer(settings, shape)
     between = load.tokens * shape.hidden * BYTES[settings.model.dtype]
     logits, told = over_vocabulary(settings, shape, load)
     backward = load.tokens * backward_of_layer(settings, shape)
@@ -156,35 +158,47 @@ def kept_by_layer(settings: Settings, shape: Shape, place: Place) -> float:
     """Bytes a token leaves in one layer for the backward pass.
 
     Two norms keep their fp32 input; rotated q and k, v, the result and its logsumexp for attention; gate, its SiLU, up and
-    their product. An adapted module keeps what A reads: shared with its neighbours only where nothing casts or drops it.
+    their product. An adapted module keeps what A reads and the r numbers A makes of it. engine/adapted.py shares the
+    former with the module's neighbours; PEFT's own layers share it only where nothing casts or drops it.
     """
-    c, adapter = computed_bytes(settings), adapter_bytes(settings)
-    autocast = settings.train.mixed_precision == "bf16"
-    read = 2 if autocast else adapter
-    norms = 2 * (shape.hidden * max(4, BYTES[settings.model.dtype]) + 4)
+    c, adapter, plain = computed_bytes(settings), adapter_bytes(settings), BYTES[settings.model.dtype]
+    read = 2 if settings.train.mixed_precision == "bf16" else adapter
+    norms = 2 * (shape.hidden * max(4, plain) + 4)
     attention = c * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
     gates = 3 * shape.intermediate * c
     linear = shape.linear()
     names = [name for name in settings.lora.target_modules if name in linear]
-    own = autocast or adapter != c or settings.lora.dropout > 0
-    if own:
-        inputs = read * sum(linear[name][0] for name in names)
-    else:
-        groups = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y", "down_proj": "z"}
-        widths = {groups[name]: linear[name][0] for name in names if name in groups}  # o_proj reads attention's result
-        inputs = read * sum(widths.values())
-    mask = 0
-    if settings.lora.dropout:
-        mask = (1 if place.device == "cuda" else adapter) * sum(linear[name][0] for name in names)
-    return norms + attention + gates + inputs + mask + read * settings.lora.rank * len(names)
+    narrow = read * settings.lora.rank * len(names)
+    if pefts_own(settings) and (settings.lora.dropout or adapter != c or read != adapter):
+        entry = read + (1 if place.device == "cuda" else adapter) * bool(settings.lora.dropout)
+        return norms + attention + gates + narrow + entry * sum(linear[name][0] for name in names)
+    # o_proj reads attention's result, which is kept already; a norm's result has the type of the base
+    sizes = {"q_proj": ("x", plain), "k_proj": ("x", plain), "v_proj": ("x", plain), "down_proj": ("z", c)}
+    sizes |= {"gate_proj": ("y", plain), "up_proj": ("y", plain)}
+    inputs = {sizes[name][0]: linear[name][0] * sizes[name][1] for name in names if name in sizes}
+    return norms + attention + gates + narrow + sum(inputs.values())
+
+
+def pefts_own(settings: Settings) -> bool:
+    """Whether the adapted layers compute as PEFT's do: on a quantised base, and with a dropout mask for each token."""
+    per_token = settings.lora.dropout > 0 and settings.lora.dropout_mask == "token"
+    return settings.model.quantize is not None or per_token
+
+
+def masks_of_layer(settings: Settings, shape: Shape) -> float:
+    """Bytes that one sequence's dropout masks take in a layer."""
+    if pefts_own(settings) or not settings.lora.dropout:
+        return 0.0
+    linear = shape.linear()
+    return 4.0 * sum(linear[name][0] for name in settings.lora.target_modules if name in linear)
 
 
 def casts_of_layer(settings: Settings, shape: Shape) -> float:
-    """Under autocast the backward pass keeps bf16 copies of what is fp32: a layer's factors, and its frozen weights."""
-    if settings.train.mixed_precision != "bf16":
+    """Under autocast PEFT's own layers keep bf16 copies of a layer's factors for the backward pass. The frozen weights
+    need none: they are stored in bf16 then."""
+    if settings.train.mixed_precision != "bf16" or not pefts_own(settings):
         return 0.0
-    frozen = shape.layer_weights if BYTES[settings.model.dtype] > 2 and not settings.model.quantize else 0
-    return 2 * (frozen + adapter_weights(settings, shape) / shape.layers)
+    return 2 * adapter_weights(settings, shape) / shape.layers
 
 
 def backward_of_layer(settings: Settings, shape: Shape) -> float:
