@@ -103,34 +103,60 @@ def fits(value: dict[str, Any], where: Machine) -> bool:
 
 
 def of_config(home: Home, settings: Settings, where: Machine) -> dict[str, Any]:
-    """`facts` of settings as they stand in a file. Raises ConfigError for data that cannot be read."""
+    """`facts` of settings as they stand in a file. Where its data are not there yet, every document counts as long as the
+    settings allow. Raises ConfigError for data that cannot be read."""
+    if not settings.selected_phases():
+        raise ConfigError("curriculum.phases is empty. Describe at least one phase")
+    if absent := _absent(settings):
+        return _without_data(home, settings, absent, where)
     corpus = assemble(settings.data)
     if settings.train.auto:
         settings, _ = automatic(settings, sum(corpus.sizes.values()))
-    if not settings.selected_phases():
-        raise ConfigError("curriculum.phases is empty. Describe at least one phase")
     return facts(home, settings, corpus, schedule(settings, corpus.sizes), where)
 
 
 def facts(home: Home, settings: Settings, corpus: Corpus, planned: Schedule, where: Machine) -> dict[str, Any]:
     """The value of `plan --json`: that of the phase that needs most, and what the config takes as a whole."""
-    measured = lengths(settings, corpus)
-    phases = list(settings.curriculum.phases)
-    values = {}
-    for phase in settings.selected_phases():
-        values[phase.name] = phase_value(home, settings, measured, phases.index(phase), where)
+    known = lengths(settings, corpus)
+    steps = {phase.name: planned.phase(phase.name).steps for phase in settings.selected_phases()}
+    value = _whole(home, settings, known, steps, where)
+    told = {
+        "records": corpus.sizes, "truncated": truncated(settings, corpus), "label_share": known.mean_summary / known.mean,
+    }  # fmt: skip
+    return value | told | {"warnings": [*corpus.warnings, *value["warnings"]]}
+
+
+def _absent(settings: Settings) -> list[str]:
+    """The files of records that a config names and that do not exist."""
+    data = settings.data
+    named = {"papers": data.papers, "videos": data.videos, "pairs": data.pairs, "documents": data.documents}
+    return [f"data.{name} {path}" for name, path in named.items() if path and not path.exists()]
+
+
+def _without_data(home: Home, settings: Settings, absent: list[str], where: Machine) -> dict[str, Any]:
+    """The most that a config can take: every document as long as the settings allow. Epochs have no length in steps yet."""
+    steps = {phase.name: phase.steps for phase in settings.selected_phases()}
+    value = _whole(home, settings, load.longest_possible(settings), steps, where)
+    told = f"no data yet ({', '.join(absent)}): every document is counted at data.max_length {settings.data.max_length}"
+    return value | {"records": {}, "truncated": {}, "label_share": None, "warnings": [told, *value["warnings"]]}
+
+
+def _whole(
+    home: Home, settings: Settings, known: Lengths, steps: dict[str, int | None], where: Machine
+) -> dict[str, Any]:
+    """All selected phases, and of the one that needs most whatever is said of a single phase."""
+    phases = [phase.name for phase in settings.curriculum.phases]
+    values = {name: phase_value(home, settings, known, phases.index(name), where) for name in steps}
     name, worst = max(values.items(), key=lambda item: item[1]["peak_gib"])
-    steps = {name: planned.phase(name).steps for name in values}
-    number = [phase.name for phase in phases].index(name)
-    ok = fits(worst, where)
+    number, ok, counted = phases.index(name), fits(worst, where), None not in steps.values()
     return {
         "fits": ok, "phase": name, **worst,
-        "records": corpus.sizes, "truncated": truncated(settings, corpus), "label_share": measured.mean_summary / measured.mean,
-        "steps": sum(steps.values()), "seconds": sum(steps[name] * value["step_seconds"] for name, value in values.items()),
+        "steps": sum(steps.values()) if counted else None,
+        "seconds": sum(steps[name] * value["step_seconds"] for name, value in values.items()) if counted else None,
         "phases": {name: {"steps": steps[name], "peak_gib": v["peak_gib"], "step_seconds": v["step_seconds"]} for name, v in values.items()},
-        "changes": [vars(change) for change in _changes(home, settings, measured, number, where)],
-        "remedy": fitting.words(_remedy(home, settings, measured, number, where)) if not ok else "",
-        "warnings": [*corpus.warnings, *warnings(worst)],
+        "changes": [vars(change) for change in _changes(home, settings, known, number, where)],
+        "remedy": fitting.words(_remedy(home, settings, known, number, where)) if not ok else "",
+        "warnings": warnings(worst),
     }  # fmt: skip
 
 
@@ -261,25 +287,34 @@ def text(value: dict[str, Any]) -> str:
     lines = [
         f"{'fits' if value['fits'] else 'DOES NOT FIT'}: {value['peak_gib']:.2f}{room} GiB ({value['machine']}), at most in {value['phase']}, while {value['stage']}"
     ]
-    lines += [f"  {name:<16} {gib:6.2f} GiB" for name, gib in value["breakdown"].items()]
+    lines += [f"  {name:<16} {_size(gib)}" for name, gib in value["breakdown"].items()]
     others = ", ".join(f"{name} {gib:.2f}" for name, gib in value["stages"].items() if name != value["stage"])
     lines += [f"  other stages: {others} GiB"] if others else []
     if value["memory_ratio"] != 1:
         lines.append(
             f"  corrected by {value['memory_ratio']:.2f}: what earlier jobs here took against what was predicted"
         )
-    lines.append(f"{value['steps']:,} steps, {span(value['seconds'])} without evaluations ({known})")
+    if value["steps"] is None:
+        lines.append(f"{span(value['step_seconds'])} a step ({known})")
+    else:
+        lines.append(f"{value['steps']:,} steps, {span(value['seconds'])} without evaluations ({known})")
     lines += [f"! {line}" for line in value["warnings"]]
     if value["remedy"]:
         lines.append(f"it would fit with {value['remedy']}")
     if value["changes"]:
         lines.append("each of these alone saves")
-        lines += [f"  {change['gib']:6.2f} GiB  {change['override']}" for change in value["changes"]]
+        lines += [f"  {_size(change['gib'])}  {change['override']}" for change in value["changes"]]
     return "\n".join(lines)
 
 
+def _size(gib: float) -> str:
+    return f"{gib:6.2f} GiB" if gib >= 0.05 else f"{1024 * gib:6.0f} MiB"
+
+
 def span(seconds: float) -> str:
-    """40 s, 12 min, 5.5 h, 3.2 days."""
+    """0.4 s, 40 s, 12 min, 5.5 h, 3.2 days."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

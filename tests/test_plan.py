@@ -13,7 +13,7 @@ from engine.plan.load import lengths
 from engine.plan.memory import GIB, Load, Place
 from engine.settings import ConfigError, Settings
 from jobs import calibration, fitting, plan
-from jobs.home import Home
+from jobs.home import PROJECT, Home
 from tests.test_cli import hybridsum
 
 MISTRAL = shapes.KNOWN["mistral-7b"]
@@ -342,3 +342,12 @@ def test_the_16_gb_configs_stay_below_15_gib_in_every_phase_and_stage(config, ch
     for phase in range(3):
         for stage, parts in plan.stages(told, shape, known, "cuda", phase).items():
             assert sum(parts.values()) <= 15.0 * GIB, (stage, parts)
+
+
+def test_data_that_are_not_there_yet_count_as_long_as_allowed(tmp_path):
+    """A config as it comes with the project: its files are the user's to give."""
+    config, home = PROJECT / "configs" / "mistral_16gb.yaml", Home(tmp_path)
+    value = plan.of_config(home, load(config), plan.machine(16))
+    assert value["fits"] and value["steps"] is None and value["seconds"] is None
+    assert "data.papers data/medical/papers.jsonl" in value["warnings"][0]
+    assert "a step" in plan.text(value) and "no data yet" in plan.text(value)
