@@ -53,7 +53,8 @@ def home_and_records() -> tuple[Home, Records]:
 def watch_to_end(home: Home, records: Records, ids: list[str]) -> None:
     """Watch jobs on stderr; exit status 1 unless all end well. Ctrl-C leaves them running."""
     try:
-        done = follow.watch(home, records, ids, say)
+        with follow.interruptible():
+            done = follow.watch(home, records, ids, say)
     except KeyboardInterrupt:
         detach(records, ids)
     if not done:

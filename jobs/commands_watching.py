@@ -50,8 +50,9 @@ def log(
     """
     home, records = home_and_records()
     try:
-        for text in follow.log_text(home, records, job_id, goes_on):
-            print(text, end="", flush=True)
+        with follow.interruptible():
+            for text in follow.log_text(home, records, job_id, goes_on):
+                print(text, end="", flush=True)
     except KeyboardInterrupt:
         detach(records, [job_id])
 
@@ -64,9 +65,10 @@ def watch(job_id: JobId, as_json: Json = False) -> None:
     """
     home, records = home_and_records()
     try:
-        done = follow.watch(
-            home, records, [job_id], say if as_json else lambda text: print(show.plain(text), flush=True)
-        )
+        with follow.interruptible():
+            done = follow.watch(
+                home, records, [job_id], say if as_json else lambda text: print(show.plain(text), flush=True)
+            )
     except KeyboardInterrupt:
         detach(records, [job_id])
     if as_json:
@@ -86,7 +88,8 @@ def wait(
     """
     home, records = home_and_records()
     try:
-        done = follow.wait(home, records, ids, say)
+        with follow.interruptible():
+            done = follow.wait(home, records, ids, say)
     except KeyboardInterrupt:
         detach(records, ids)
     if as_json:

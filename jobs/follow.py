@@ -1,7 +1,9 @@
 """Watching jobs from the command line: their events as lines, their logs, and waiting for their end."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from engine import events as ev
 from jobs import show, steer
@@ -14,6 +16,31 @@ UNENDED = (QUEUED, RUNNING)
 
 Say = Callable[[str], None]
 
+_interrupted: list[int] = []  # signals of Ctrl-C since `interruptible` began
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C ends a watch between two looks, as KeyboardInterrupt: nothing is half read or half said then, and it
+    is not lost in a finalizer or an import, where Python may throw it."""
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, lambda number, frame: _interrupted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _look_up() -> None:
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
+def _pause() -> None:
+    _look_up()
+    time.sleep(POLL)
+    _look_up()
+
 
 def watch(home: Home, records: Records, ids: Sequence[str], say: Say) -> bool:
     """Print what the jobs report, one after the other, to their end. True if all ended `done`."""
@@ -21,6 +48,7 @@ def watch(home: Home, records: Records, ids: Sequence[str], say: Say) -> bool:
         job = records.job(job_id)
         say(f"job {job_id}  {job.run}  {title(job)}")
         for stamped in _worth_a_line(_events(home, records, job_id, say)):
+            _look_up()
             say(f"  {show.stamp(stamped.t)}  {show.plain(show.line(stamped.event))}")
     return all_done(records, ids, say)
 
@@ -30,7 +58,7 @@ def wait(home: Home, records: Records, ids: Sequence[str], say: Say) -> bool:
     noted = ""
     while any(records.job(job_id).state not in ENDED for job_id in ids):
         noted = _note_standstill(home, records, noted, say)
-        time.sleep(POLL)
+        _pause()
     return all_done(records, ids, say)
 
 
@@ -56,7 +84,7 @@ def log_text(home: Home, records: Records, job_id: str, follow: bool) -> Iterato
             if rest:
                 yield show.plain_lines(rest) + "\n"
             return
-        time.sleep(POLL)
+        _pause()
 
 
 def _read_from(home: Home, job_id: str, offset: int) -> tuple[str, int]:
@@ -78,7 +106,7 @@ def _events(home: Home, records: Records, job_id: str, say: Say) -> Iterator[ev.
         if ended:
             return
         noted = _note_standstill(home, records, noted, say)
-        time.sleep(POLL)
+        _pause()
 
 
 def _worth_a_line(events: Iterator[ev.Stamped]) -> Iterator[ev.Stamped]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from accelerate import PartialState  # noqa: E402
 from accelerate.utils import gather_object  # noqa: E402
 
 from engine.configs import load  # noqa: E402
@@ -58,3 +59,5 @@ def stopped(work) -> bool:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:5]), *sys.argv[5:])
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()  # a process that just leaves may abort on the way out

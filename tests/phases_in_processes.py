@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from accelerate import PartialState  # noqa: E402
+
 from engine import train  # noqa: E402
 from engine.configs import load  # noqa: E402
 from tests.conftest import make_work  # noqa: E402
@@ -26,3 +28,5 @@ def main(tiny: Path, base: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(*map(Path, sys.argv[1:4]))
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()  # a process that just leaves may abort on the way out
