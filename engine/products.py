@@ -98,7 +98,12 @@ def freeze(model: nn.Module) -> nn.Module:
 def narrow(model: nn.Module) -> nn.Module:
     """The weights of the frozen linear layers in bf16, to which autocast would cast them at every use: half their memory,
     the same products. The embedding keeps its type, also where the head shares its weights."""
+    embedded = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     for module in model.modules():
         if isinstance(module, FrozenLinear) and not module.weight.requires_grad:
-            module.weight = nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)
+            values = module.weight.data.to(torch.bfloat16)
+            if module.weight in embedded:
+                module.weight = nn.Parameter(values, requires_grad=False)
+            else:
+                module.weight.data = values  # still the same parameter: engine/streaming.py knows its weights by it
     return model

@@ -16,7 +16,8 @@ from engine.settings import ConfigError
 
 
 class _Streamed:
-    """One layer: the host copies of its frozen weights are the masters."""
+    """One layer: the host copies of its frozen weights are the masters. A copy on the device has the type that its
+    parameter has by then, which engine.products.narrow may have changed."""
 
     def __init__(self, layer: nn.Module, device: torch.device):
         self.device = device
@@ -32,11 +33,11 @@ class _Streamed:
     def bring(self) -> None:
         if not self.is_present:
             for weight, master in self.masters.items():
-                weight.data = master.to(self.device, non_blocking=True, copy=True)
+                weight.data = master.to(self.device, weight.dtype, non_blocking=True, copy=True)
 
     def drop(self) -> None:
-        for weight, master in self.masters.items():
-            weight.data = torch.empty(0, dtype=master.dtype, device=self.device)
+        for weight in self.masters:
+            weight.data = torch.empty(0, dtype=weight.dtype, device=self.device)
 
     def _before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.bring()

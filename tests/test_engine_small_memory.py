@@ -4,10 +4,14 @@ import importlib.util
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import MistralConfig, MistralForCausalLM
 
 from engine import base as base_job
-from engine import ewc, extras, models, streaming, train
+from engine import ewc, extras, models, products, streaming, train
+from engine.adapted import AdaptedLinear
 from engine.batches import Encoded, plain_batch
 from engine.configs import load
 from engine.settings import ConfigError, Model, Settings
@@ -75,6 +79,50 @@ def test_streamed_layers_give_the_same_gradients_and_two_are_there_at_most(monke
     assert len(most) == 8 and max(most) <= 2  # forward and backward of four layers
     assert not any(layer.is_present for layer in layers)
     assert any(value.abs().sum() > 0 for value in expected.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_what_adapted_layers_save_lets_streamed_weights_go(dtype, precision, monkeypatch):
+    """engine/adapted.py saves its weight for the backward pass, under autocast one in bf16. Storages of streamed weights
+    die all the same: those of two layers live at most, none afterwards; gradients are those of a resident model."""
+    AcceleratorState._reset_state()  # the precision of an earlier test would stay
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    expected = gradients(models.placed(adapted(products.freeze(small().to(dtype))), accelerator))
+    base = products.freeze(small().to(dtype))
+    layers = streaming.stream(base, 4, torch.device("cpu"))
+    model = models.placed(adapted(base), accelerator)
+    ours = [module for module in model.modules() if type(module) is AdaptedLinear]
+    brought, most, kinds, bring = [], [], set(), streaming._Streamed.bring
+
+    def noted(self):
+        bring(self)
+        brought.append([StorageWeakRef(weight.untyped_storage()) for weight in self.masters])
+        most.append(sum(not all(storage.expired() for storage in layer) for layer in brought))
+        kinds.update(module.base_layer.weight.dtype for module in ours)
+
+    monkeypatch.setattr(streaming._Streamed, "bring", noted)
+    assert same(gradients(model), expected)
+    assert len(ours) == 6 * 7 and kinds == {torch.bfloat16 if precision == "bf16" else dtype}
+    assert len(most) == 8 and 1 <= max(most) <= 2
+    assert all(storage.expired() for layer in brought for storage in layer)
+    assert not any(layer.is_present for layer in layers)
+    assert any(value.abs().sum() > 0 for value in expected.values())
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_made_narrow_keeps_its_parameters_and_its_embedding(tied):
+    """A head that shares the embedding's weights gets its own; every other weight stays the parameter it was."""
+    config = small(1).config
+    config.tie_word_embeddings = tied
+    base = products.freeze(MistralForCausalLM(config))
+    before = {name: module.weight for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
+    products.narrow(base)
+    after = {name: base.get_submodule(name).weight for name in before}
+    assert {name for name in before if after[name] is not before[name]} == ({"lm_head"} if tied else set())
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert base.get_input_embeddings().weight.dtype == torch.float32
 
 
 def test_masters_are_not_touched_and_every_layer_can_wait():
