@@ -14,6 +14,7 @@ from torch.nn import functional
 from engine.batches import Batch
 from engine.contrastive import Contrast, Sides, crossclr
 from engine.settings import CrossClr, Distil, Losses
+from engine.vocabulary import Divergence, TokenNll, wide
 
 
 class Outputs(NamedTuple):
@@ -28,11 +29,6 @@ class Outputs(NamedTuple):
     states: Tensor | None
     told: dict[str, Tensor]
     embedding: Tensor
-
-
-def wide(values: Tensor) -> Tensor:
-    """fp32, or fp64 where it is that already."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def cross_entropy(nll: Tensor, batch: Batch) -> Tensor:
@@ -123,8 +119,7 @@ def _masked_means(states: Tensor, mask: Tensor) -> Tensor:
 
 def divergences(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
     """(K,): KL(teacher || model) at the tokens of rows that have a teacher, 0 elsewhere."""
-    logits = wide(logits)
-    found = torch.zeros(len(logits), dtype=logits.dtype, device=logits.device)
+    found = torch.zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
     for name, rows in batch.rows_of.items():
         tokens = batch.tokens_of(rows)
         found = found.masked_scatter(tokens, divergence(logits[tokens], told[name]))
@@ -154,16 +149,14 @@ def distil_new(apart: Tensor, batch: Batch) -> Tensor:
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) at each token (K,): teacher first, full vocabulary, temperature 1.
 
-    logits (K, V) of the student; teacher (K, V) log-probabilities, no gradient. The order of arguments is that of torch:
-    kl_div(log p_student, log p_teacher). Source: METHODS, section 8.
+    logits (K, V) of the student; teacher (K, V) log-probabilities, no gradient. Source: METHODS, section 8.
     """
-    student = functional.log_softmax(wide(logits), dim=-1)
-    return functional.kl_div(student, teacher.to(student.dtype), log_target=True, reduction="none").sum(-1)
+    return Divergence.apply(logits, teacher)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """-log p of each target (K,), in nats."""
-    return functional.cross_entropy(wide(logits), targets, reduction="none")
+    return TokenNll.apply(logits, targets)
 
 
 def document_means(values: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from engine import adapted, extras, products, streaming
+from engine import adapted, attention, extras, gated, norms, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
 from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
@@ -63,10 +63,15 @@ def load_base(model: str, settings: Model) -> nn.Module:
     except (OSError, ValueError) as error:
         raise ConfigError(_not_loaded(model, error)) from error
     base.generation_config.max_length = None  # only max_new_tokens decides
-    products.freeze(base)
+    frozen(base)
     if settings.stream_layers:
         streaming.stream(base, settings.stream_layers, device())
     return (base if settings.quantize else base.to(device())).eval()
+
+
+def frozen(base: nn.Module) -> nn.Module:
+    """A base that does not learn, with this engine's own products, attention and gated layers; its weights are the same."""
+    return norms.join(gated.join(attention.join(products.freeze(base))))
 
 
 def _quantization(settings: Model) -> BitsAndBytesConfig:
@@ -180,10 +185,14 @@ def adamw(groups: list[dict]) -> torch.optim.AdamW:
 
 
 def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """The model on its device and in its precision, without a wrapper; gradients are added up in engine/gradient.py."""
+    """The model on its device and in its precision, without a wrapper; gradients are added up in engine/gradient.py.
+
+    Not accelerator.prepare_model, which would copy the logits to float32: the losses widen what they read themselves.
+    """
     if accelerator.mixed_precision == "bf16":
         products.narrow(model)
-    return accelerator.prepare_model(model, evaluation_mode=True)
+        model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)
+    return model.to(accelerator.device)
 
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:

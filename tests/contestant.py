@@ -56,7 +56,7 @@ def ours(given: dict) -> Callable[[int], int]:
     lora = {"dropout": given["dropout"], "dropout_mask": mask}
     precision = "bf16" if given["bf16"] else "none"
     settings = Settings.model_validate({**recipe, "lora": lora, "train": {"threads": 1, "mixed_precision": precision}})
-    model = models.attach(products.freeze(base(given["size"])), settings.lora, 0)
+    model = models.attach(models.frozen(base(given["size"])), settings.lora, 0)
     fill(model)
     learner = step_cost.learner(model, settings)
     optimizer = models.adamw(models.parameter_groups(model, settings.train, step_cost.heads(learner)))

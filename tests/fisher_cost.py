@@ -88,7 +88,7 @@ def main() -> None:
         r=32, lora_alpha=64, lora_dropout=0.0, target_modules=list(Lora().target_modules), task_type="CAUSAL_LM"
     )
     plain = get_peft_model(step_cost.base_model().requires_grad_(False), config).eval()
-    model = models.attach(products.freeze(step_cost.base_model()), Lora(), 0)
+    model = models.attach(models.frozen(step_cost.base_model()), Lora(), 0)
     step_cost.perturb(model)
     plain.load_state_dict(model.state_dict())
     chance = generator("fisher cost")

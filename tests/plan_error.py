@@ -174,7 +174,7 @@ def prepared(one: dict, settings: Settings, folder: str):
         old += [Row(Encoded(ids, 1, 0), "document", BASE) for ids in plain]
     precision = "bf16" if settings.train.mixed_precision == "bf16" else "no"
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
-    model = accelerator.prepare_model(model, evaluation_mode=True)
+    model = models.placed(model, accelerator)
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
     return Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0), [*new, *old]
 

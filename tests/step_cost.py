@@ -114,7 +114,7 @@ def peak_gib(action: Callable[[], object]) -> float:
 
 def main() -> None:
     models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
-    base = products.freeze(base_model())
+    base = models.frozen(base_model())
     full, plain = Settings.model_validate(FULL), Settings.model_validate(PLAIN)
     alone = Settings.model_validate({**PLAIN, "ewc": FULL["ewc"]})
     model = models.attach(base, full.lora, 0)

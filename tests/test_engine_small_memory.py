@@ -88,8 +88,8 @@ def test_what_adapted_layers_save_lets_streamed_weights_go(dtype, precision, mon
     die all the same: those of two layers live at most, none afterwards; gradients are those of a resident model."""
     AcceleratorState._reset_state()  # the precision of an earlier test would stay
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
-    expected = gradients(models.placed(adapted(products.freeze(small().to(dtype))), accelerator))
-    base = products.freeze(small().to(dtype))
+    expected = gradients(models.placed(adapted(models.frozen(small().to(dtype))), accelerator))
+    base = models.frozen(small().to(dtype))
     layers = streaming.stream(base, 4, torch.device("cpu"))
     model = models.placed(adapted(base), accelerator)
     ours = [module for module in model.modules() if type(module) is AdaptedLinear]
@@ -116,7 +116,7 @@ def test_a_base_made_narrow_keeps_its_parameters_and_its_embedding(tied):
     """A head that shares the embedding's weights gets its own; every other weight stays the parameter it was."""
     config = small(1).config
     config.tie_word_embeddings = tied
-    base = products.freeze(MistralForCausalLM(config))
+    base = models.frozen(MistralForCausalLM(config))
     before = {name: module.weight for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     products.narrow(base)
     after = {name: base.get_submodule(name).weight for name in before}

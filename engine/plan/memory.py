@@ -157,25 +157,28 @@ def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Part
 def kept_by_layer(settings: Settings, shape: Shape, place: Place) -> float:
     """Bytes a token leaves in one layer for the backward pass.
 
-    Two norms keep their fp32 input; rotated q and k, v, the result and its logsumexp for attention; gate, its SiLU, up and
-    their product. An adapted module keeps what A reads and the r numbers A makes of it. engine/adapted.py shares the
-    former with the module's neighbours; PEFT's own layers share it only where nothing casts or drops it.
+    Two norms keep their input and one number; rotated q and k and v for attention (torch's own on a GPU also its result
+    and a logsumexp); gate and up, but not their product. An adapted module keeps what A reads and the r numbers A makes of it.
+    engine/adapted.py shares the former with the module's neighbours; PEFT's own layers share it only where nothing casts
+    or drops it.
     """
     c, adapter, plain = computed_bytes(settings), adapter_bytes(settings), BYTES[settings.model.dtype]
     read = 2 if settings.train.mixed_precision == "bf16" else adapter
-    norms = 2 * (shape.hidden * max(4, plain) + 4)
-    attention = c * (2 * shape.queries + 2 * shape.keys) + 4 * shape.heads
-    gates = 3 * shape.intermediate * c
+    norms = 2 * (shape.hidden * plain + 4)
+    attention = c * (shape.queries + 2 * shape.keys)
+    result = c * shape.queries
+    if place.device == "cuda":
+        attention, result = attention + result + 4 * shape.heads, 0
+    gates = 2 * shape.intermediate * c
     linear = shape.linear()
     names = [name for name in settings.lora.target_modules if name in linear]
     narrow = read * settings.lora.rank * len(names)
     if pefts_own(settings) and (settings.lora.dropout or adapter != c or read != adapter):
         entry = read + (1 if place.device == "cuda" else adapter) * bool(settings.lora.dropout)
         return norms + attention + gates + narrow + entry * sum(linear[name][0] for name in names)
-    # o_proj reads attention's result, which is kept already; a norm's result has the type of the base
-    sizes = {"q_proj": ("x", plain), "k_proj": ("x", plain), "v_proj": ("x", plain), "down_proj": ("z", c)}
-    sizes |= {"gate_proj": ("y", plain), "up_proj": ("y", plain)}
-    inputs = {sizes[name][0]: linear[name][0] * sizes[name][1] for name in names if name in sizes}
+    read_by = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y", "down_proj": "z"}
+    inputs = {read_by[name]: linear[name][0] * c for name in names if name in read_by}
+    inputs |= {"result": result} if "o_proj" in names else {}
     return norms + attention + gates + narrow + sum(inputs.values())
 
 
@@ -209,17 +212,20 @@ def backward_of_layer(settings: Settings, shape: Shape) -> float:
 def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float, float]:
     """(bytes of the student's logits and all that the losses make of them, bytes of the teachers' log-probabilities).
 
-    Logits, their log-softmax, the softmax of diversity and drift, and two gradients; for drift the embedding; a teacher's words with the selected
-    student's, their log-softmax and the terms of the divergence.
+    Logits and their gradient; for diversity and drift a softmax with its gradient, and the logits and their gradient once
+    more where they are wider than the model's; for drift the embedding. A teacher's words, the student's at the same tokens
+    and their gradient, which is spread over all tokens once more. See engine/vocabulary.py.
     """
-    wide = max(4, BYTES[settings.model.dtype])
+    narrow = computed_bytes(settings)
+    wide = max(4, narrow)
     row = load.labels * shape.vocabulary
-    means = settings.losses.diversity or settings.losses.drift
-    narrow = computed_bytes(settings) < wide  # then the losses read a wide copy
-    student = row * (computed_bytes(settings) + wide * (3 + 2 * bool(means) + narrow))
+    student = 2 * row * narrow
+    if settings.losses.diversity or settings.losses.drift:
+        student += 2 * row * wide + (2 * row * wide if narrow < wide else 0)
     if settings.losses.drift and BYTES[settings.model.dtype] < wide:
         student += shape.vocabulary * shape.hidden * wide  # and the embedding is widened whole
-    return student, load.told * shape.vocabulary * wide * 4
+    told = load.told * shape.vocabulary
+    return student, told * (wide + 2 * narrow) + (row * narrow if told else 0)
 
 
 def stepping(settings: Settings, shape: Shape, place: Place) -> Parts:
@@ -241,16 +247,14 @@ def measuring(settings: Settings, shape: Shape, trained: Parts) -> Parts:
 
 
 def fisher(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
-    """Forward and backward in eval mode, without dropout: every adapted module's input and gradient are seen once."""
+    """Forward and backward in eval mode, without dropout, and the squared gradient of one module's weights."""
     rows = min(settings.ewc.fisher_batch_size, max(1, settings.ewc.fisher_samples))
     quiet = settings.model_copy(update={"lora": settings.lora.model_copy(update={"dropout": 0.0})})
-    quiet = quiet.model_copy(update={"train": settings.train.model_copy(update={"mixed_precision": "none"})})
     plain = quiet.model_copy(update={"losses": settings.losses.model_copy(update={"diversity": 0.0, "drift": 0.0})})
     one = Load(rows, load.length, rows * (load.longest_labels or load.labels))
-    found = training(plain, shape, one, place)
-    wide = sum(inside + outside for inside, outside in shape.linear().values())
-    seen = one.tokens * wide * computed_bytes(plain) * (1 if settings.train.gradient_checkpointing else shape.layers)
-    return found | {"fisher": seen}
+    linear = [inside * outside for inside, outside in shape.linear().values()]
+    widest = sum(max(shape.linear().values(), key=sum)) * one.tokens * 4 if computed_bytes(plain) < 4 else 0
+    return training(plain, shape, one, place) | {"fisher": 2 * 4 * max(linear) + widest}
 
 
 def generating(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:

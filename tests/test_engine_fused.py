@@ -1,0 +1,155 @@
+"""Attention in blocks, losses over the vocabulary, gated layers and norms: the values and gradients of what they replace."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from engine import attention, models, vocabulary
+
+pytestmark = pytest.mark.engine
+
+
+def apart(found, exact):
+    """Relative distance."""
+    return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def with_gradients(action, inputs, out):
+    given = [value.detach().requires_grad_() for value in inputs]
+    result = action(*given)
+    return [result, *torch.autograd.grad(result, given, out.to(result.dtype))]
+
+
+# -- attention ----------------------------------------------------------------------------------------------------
+
+
+def ours(query, key, value):
+    return attention._Blocks.apply(query, key, value, 0.3)
+
+
+def torchs(query, key, value):
+    plain = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+    return plain.transpose(1, 2)
+
+
+def heads(length, dtype):
+    torch.manual_seed(length)
+    return [torch.randn(2, length, count, 16, dtype=dtype).transpose(1, 2) for count in (6, 2, 2)]
+
+
+@pytest.mark.parametrize("length", [1, 33, 256, 257, 600])
+def test_attention_in_blocks_is_exact_whatever_the_length(length):
+    inputs, out = heads(length, torch.float64), torch.randn(2, length, 6, 16, dtype=torch.float64)
+    pairs = zip(with_gradients(ours, inputs, out), with_gradients(torchs, inputs, out), strict=True)
+    for found, exact in pairs:
+        assert (found - exact).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
+def test_in_lower_precision_it_is_as_near_to_the_exact_one_as_torch_s(dtype, tolerance):
+    inputs, out = heads(300, dtype), torch.randn(2, 300, 6, 16)
+    exact = with_gradients(torchs, [value.double() for value in inputs], out.to(dtype))
+    theirs = with_gradients(torchs, inputs, out.to(dtype))
+    for found, other, true in zip(with_gradients(ours, inputs, out.to(dtype)), theirs, exact, strict=True):
+        assert found.dtype == dtype
+        assert apart(found, true) < max(tolerance, 1.5 * apart(other, true))
+
+
+def small(kind, config, **changed):
+    torch.manual_seed(0)
+    given = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    return kind(config(**given | changed)).eval()
+
+
+FAMILIES = [(MistralForCausalLM, MistralConfig), (LlamaForCausalLM, LlamaConfig), (Qwen3ForCausalLM, Qwen3Config)]
+
+
+@pytest.mark.parametrize(("kind", "config"), FAMILIES)
+@pytest.mark.parametrize("length", [7, 64])
+def test_a_model_with_all_of_them_says_what_it_said(kind, config, length):
+    plain = small(kind, config).double()
+    joined = models.frozen(copy.deepcopy(plain))
+    assert type(joined.model.layers[0].mlp).__name__.startswith("Gated")
+    assert type(joined.model.norm).__name__.startswith("Joined")
+    assert joined.state_dict().keys() == plain.state_dict().keys()
+    states = torch.randn(2, length, 32, dtype=torch.float64)
+
+    def said(model):
+        given = states.clone().requires_grad_()
+        logits = model(inputs_embeds=given, use_cache=False).logits
+        return logits, torch.autograd.grad(logits.square().sum(), given)[0]
+
+    for found, exact in zip(said(joined), said(plain), strict=True):
+        assert apart(found, exact) < 1e-6  # transformers' norm rounds to float32
+
+
+def test_masks_windows_and_caches_keep_torch_s_attention():
+    plain = small(MistralForCausalLM, MistralConfig, sliding_window=16).double()
+    joined = models.frozen(copy.deepcopy(plain))
+    ids = torch.randint(0, 50, (2, 64))
+    for given in ({}, {"attention_mask": (torch.arange(64) >= torch.tensor([[0], [9]])).long()}):
+        assert apart(joined(input_ids=ids, **given).logits[:, 9:], plain(input_ids=ids, **given).logits[:, 9:]) < 1e-6
+    written = [
+        model.generate(ids[:, :40], max_new_tokens=12, do_sample=False, pad_token_id=0) for model in (plain, joined)
+    ]
+    assert torch.equal(*written)
+
+
+def test_under_autocast_a_model_is_as_near_to_the_exact_one_as_transformers_own():
+    plain = small(MistralForCausalLM, MistralConfig, hidden_size=64, intermediate_size=128)
+    joined, ids = models.frozen(copy.deepcopy(plain)), torch.randint(0, 50, (2, 64))
+    exact = plain(input_ids=ids).logits
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert apart(joined(input_ids=ids).logits, exact) < 1.3 * apart(plain(input_ids=ids).logits, exact)
+
+
+# -- losses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Three rows at a time, so that seven rows take three pieces."""
+    monkeypatch.setattr(vocabulary, "PIECE", 3 * 11)
+
+
+def test_the_loss_of_a_token_is_torch_s_cross_entropy(pieces):
+    logits, targets, out = 9 * torch.randn(7, 11).double(), torch.randint(0, 11, (7,)), torch.randn(7)
+    found = with_gradients(lambda x: vocabulary.TokenNll.apply(x, targets), [logits], out)
+    exact = with_gradients(lambda x: functional.cross_entropy(x, targets, reduction="none"), [logits], out)
+    assert all((a - b).abs().max() < 1e-13 for a, b in zip(found, exact, strict=True))
+    assert torch.autograd.gradcheck(
+        lambda x: vocabulary.TokenNll.apply(x, targets), logits.requires_grad_(), fast_mode=True
+    )
+
+
+def test_the_divergence_from_a_teacher_is_torch_s(pieces):
+    logits, out = 9 * torch.randn(7, 11).double(), torch.randn(7)
+    teacher = torch.randn(7, 11).double().log_softmax(-1)
+
+    def theirs(x):
+        return functional.kl_div(x.log_softmax(-1), teacher, log_target=True, reduction="none").sum(-1)
+
+    found = with_gradients(lambda x: vocabulary.Divergence.apply(x, teacher), [logits], out)
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(found, with_gradients(theirs, [logits], out), strict=True))
+    same = vocabulary.Divergence.apply(logits, logits.log_softmax(-1))
+    assert same.abs().max() < 1e-12
+
+
+def test_losses_of_bf16_logits_are_computed_in_float32():
+    logits, targets = (9 * torch.randn(7, 1000)).bfloat16(), torch.randint(0, 1000, (7,))
+    found, gradient = with_gradients(lambda x: vocabulary.TokenNll.apply(x, targets), [logits], torch.ones(7))
+    exact = functional.cross_entropy(logits.double(), targets, reduction="none")
+    assert found.dtype == torch.float32 and apart(found, exact) < 1e-6
+    assert gradient.dtype == torch.bfloat16
+
+
+def test_no_tokens_no_losses():
+    logits = torch.randn(0, 11, requires_grad=True)
+    vocabulary.TokenNll.apply(logits, torch.zeros(0, dtype=torch.long)).sum().backward()
+    assert logits.grad.shape == (0, 11)
