@@ -37,10 +37,6 @@ KILLED = -signal.SIGKILL
 
 log = logging.getLogger(__name__)
 
-# Of jobs on the processor. Tensors are aligned blocks, whose leftovers glibc before 2.38 puts aside in small bins where they never
-# join their neighbours again. Without those bins a job holds less that it does not need, in the same time; large freed blocks
-# still stay. Huge pages are torch's own switch. Figures: docs/benchmarks.md, docs/log.md.
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0", "THP_MEM_ALLOC_ENABLE": "1"}
 # Threads that wait for each other sleep instead of spinning: beside other work on the same cores a product of matrices takes
 # 1.6 times as long as alone, not ten times; alone there is no difference (docs/log.md). What the user has set stays.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -306,7 +302,6 @@ class Runner:
                 "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
             }
         )
-        environment |= {} if slot.visible else ALLOCATOR
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with self.home.log(job_id).open("ab") as output:

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from engine import models, products
+from engine import models
 from engine.batches import Encoded
 from engine.gradient import gradient
 from engine.mixture import generator

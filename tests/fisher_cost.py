@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
-from engine import ewc, models, products
+from engine import ewc, models
 from engine.batches import plain_batch
 from engine.mixture import generator
 from engine.settings import Ewc, Lora, Settings

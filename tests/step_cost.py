@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import MistralConfig, MistralForCausalLM
 
-from engine import ewc, models, products
+from engine import ewc, models
 from engine.batches import BASE, Encoded, Row
 from engine.contrastive import Contrast, Sides
 from engine.gradient import Learner, gradient

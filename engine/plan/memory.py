@@ -13,10 +13,12 @@ Parts = dict[str, float]  # {part: bytes}
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
-SHARE_LOST = {"cuda": 0.04, "cpu": 0.01}  # of what comes and goes: the allocator's rounding and gaps
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.33}  # of what comes and goes: gaps; glibc's heap keeps much of what was freed
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
-FIRST_USE = 0.035 * 2**30  # code and tables that a CPU's first step brings in
+FIRST_USE = (
+    0.135 * 2**30
+)  # tables that a CPU's first step brings in, and machine code for some hundred shapes of products
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
 
@@ -98,6 +100,7 @@ def base_weights(settings: Settings, shape: Shape) -> float:
     model = settings.model
     plain = BYTES[model.dtype]
     linear = 2 if settings.train.mixed_precision == "bf16" else plain  # engine.products.narrow
+    head = shape.vocabulary * shape.hidden * (2 if shape.tied else 2 - plain) if linear != plain else 0
     outside = [size for _, size in shape.linear().values()]
     layer = {
         None: shape.layer_weights * linear,
@@ -107,7 +110,7 @@ def base_weights(settings: Settings, shape: Shape) -> float:
     resident = shape.layers
     if model.stream_layers:
         resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
-    return resident * layer + shape.other_weights * plain
+    return resident * layer + shape.other_weights * plain + head
 
 
 def adapter_weights(settings: Settings, shape: Shape) -> int:
