@@ -147,6 +147,7 @@ def work_of(home: Home, job_id: str, emit: ev.Emit, adjusted: dict[str, int]) ->
         test_set=_path(job.get("test_set")),
         emit=emit,
         cancelled=cancel.exists,
+        cache=home.cache,
     )
 
 

@@ -20,6 +20,8 @@ LIGHT_ENGINE = (
     "auto",
     "events",
     "files",
+    "columns",
+    "lazy",
     "mixture",
     "work",
     "plan",
