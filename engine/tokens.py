@@ -173,7 +173,7 @@ def _encoded(made: Source, records: Stored, what: str, plain: bool) -> Iterator[
     work.emit(Stage("encoding"))
     done, said = 0, time.monotonic()
     for chunk in _chunks(records):
-        if work.cancelled():
+        if done and work.cancelled():
             raise Cancelled
         yield from encode(chunk)
         done += len(chunk)

@@ -132,7 +132,8 @@ def test_a_damaged_file_is_noticed_and_made_anew(place, tiny_data, tiny_base, ha
     assert columns.read(path)
 
 
-def test_cancelling_leaves_nothing_half_done(place, tiny_data, tiny_base):
+def test_cancelling_leaves_nothing_half_done(place, tiny_data, tiny_base, monkeypatch):
+    monkeypatch.setattr(tokens, "CHUNK", 2)
     made = source_of(place, tiny_data, tiny_base, stop=lambda: True)
     with pytest.raises(Cancelled):
         made.tokens(stored(place / "records.jsonl"), "papers")
@@ -144,7 +145,7 @@ def test_those_used_longest_ago_go_first(place, tiny_data, tiny_base):
     made = source_of(place, tiny_data, tiny_base)
     records = stored(place / "records.jsonl")
     parts = [records.chosen([k]) for k in range(3)]
-    for age, part in enumerate(parts):
+    for part in parts:
         made.tokens(part, "papers")
         for path in folder.iterdir():
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
@@ -233,7 +234,7 @@ def test_a_file_that_changes_under_a_job_is_noticed(place):
     found = stored(path)
     replacement = place / "new.jsonl"
     replacement.write_text("nothing of the kind")
-    os.replace(replacement, path)
+    replacement.replace(path)
     assert list(found) == AWKWARD  # the file that was read is still there for whoever has it open
     write_jsonl(path, AWKWARD)
     found = stored(path)
