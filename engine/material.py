@@ -66,7 +66,7 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
     lexicon = terms.load(settings.data.terms) if settings.losses.term and settings.data.terms else None
     encoder = Encoder(tokenizer, settings.data, lexicon)
     made = tokens.source(work, encoder)
-    corpus, encoded = _encode(work, made, assemble(settings.data, tokens.folder(work)))
+    corpus, encoded = _encode(work, made, assemble(settings.data, work.cache))
     _warn_of_terms(work, encoded)
     if settings.data.augment:
         _demand_room(encoder)

@@ -238,6 +238,8 @@ def test_a_file_that_changes_under_a_job_is_noticed(place):
     assert list(found) == AWKWARD  # the file that was read is still there for whoever has it open
     write_jsonl(path, AWKWARD)
     found = stored(path)
+    os.utime(path, (0, 0))
+    assert found[0] == AWKWARD[0]  # the same content at another time
     with path.open("a") as file:
         file.write(json.dumps({"id": "more"}))
     with pytest.raises(ConfigError, match="has changed since this job began to read it"):

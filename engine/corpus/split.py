@@ -79,10 +79,10 @@ def assemble(data: Data, folder: Path | None = None) -> Corpus:
 
     The division follows from a hash of the group (or of the source text), so it is the same in every run and stays
     the same when records are added; it does not depend on the recipe, so recipes are compared on the same records.
-    folder: where what is known of a file is kept, so that it need not be read again. Raises ConfigError for every faulty
-    file.
+    folder: where what is known of a file is kept, so that it need not be read again (but for data.token_cache_gib=0).
+    Raises ConfigError for every faulty file.
     """
-    rows, pairs, given = _read_all(data, folder)
+    rows, pairs, given = _read_all(data, folder if data.token_cache_gib else None)
     parts = {source: _divided(records, data) for source, records in rows.items()}
     test = given or _joined(part.test for part in parts.values())
     held = _joined(parts[source].fisher for source in MODALITIES)

@@ -40,7 +40,7 @@ def position(group: str) -> float:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Index:
     """The records of one file, in its order. columns: offset and length (q) of its line, group (q), position (d), key (KEY
     bytes) and told (1 byte: whether it has an instruction of its own) of each."""
@@ -62,9 +62,17 @@ class Index:
         if self.file is None:
             return self.records[k]
         line = os.pread(self.file.fileno(), self.columns["length"][k], self.columns["offset"][k])
-        if _stamp(os.fstat(self.file.fileno())) != self.read_at:
-            raise _changed(self.path)
+        self._demand_unchanged()
         return of_line(line, self.modality)
+
+    def _demand_unchanged(self) -> None:
+        """A file that was only touched, or written again with the same content, is the same file."""
+        now = _stamp(os.fstat(self.file.fileno()))
+        if now != self.read_at:
+            self.file.seek(0)
+            if hashlib.file_digest(self.file, "sha256").hexdigest() != self.sha256:
+                raise _changed(self.path)
+            self.read_at = now
 
     def key(self, k: int) -> bytes:
         return bytes(self.columns["key"][KEY * k : KEY * (k + 1)])
