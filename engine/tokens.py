@@ -98,7 +98,7 @@ class Source:
 
         plain: they are read, not summarised. Raises Cancelled, and ConfigError as the encoder does.
         """
-        place = folder(self.work)
+        place = folder(self.work) if len(records) else None
         name = f"tokens-{integer(self.key, plain, records.identity()):016x}"
         found, remark = columns.kept(place, name, partial(_columns, self, records, what, plain))
         if remark:
@@ -180,6 +180,7 @@ def _encoded(made: Source, records: Stored, what: str, plain: bool) -> Iterator[
         if done == len(records) or time.monotonic() - said >= SAID_EVERY:
             said = time.monotonic()
             work.emit(Encoding(done, len(records), what))
+    work.emit(Stage("loading"))  # as before: what runs out of memory now is made smaller as when loading
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:

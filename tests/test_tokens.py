@@ -81,10 +81,12 @@ def test_rows_are_encoded_once_and_told_while_they_are(place, tiny_data, tiny_ba
     made = source_of(place, tiny_data, tiny_base, events=events)
     records = stored(place / "records.jsonl")
     made.tokens(records, "papers")
-    assert events == [ev.Stage("encoding"), ev.Encoding(7, 7, "papers")]
+    assert events == [ev.Stage("encoding"), ev.Encoding(7, 7, "papers"), ev.Stage("loading")]
     made.encoder.encode = None
     made.tokens(records, "papers")
-    assert len(events) == 2
+    assert len(events) == 3
+    assert len(made.tokens(records.chosen([]), "pairs")) == 0
+    assert len(list((place / "cache").iterdir())) == 1  # nothing is kept of nothing
 
 
 def test_whatever_changes_tokens_changes_the_name(place, tiny_data, tiny_base):
