@@ -68,7 +68,7 @@ def _build(work: Work) -> dict:
         raise ConfigError("model.build is missing, so there is no base to build")
     work.emit(Stage("loading"))
     models.prepare(settings.train)
-    corpus = assemble(settings.data)
+    corpus = assemble(settings.data, work.cache)
     if not corpus.videos:
         raise ConfigError("data.videos: a base built here learns to summarise videos, and there are none")
     tokenizer = train_tokenizer(corpus, build)

@@ -4,6 +4,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,7 @@ class Encoder:
 
     def encode(self, records: Sequence[Record]) -> list[Encoded | None]:
         """Prompt and summary of each record; None where the summary is longer than data.max_summary_length."""
+        records = list(records)  # each is read from its file once
         sources = self._texts([record.source for record in records])
         summaries = self._texts([record.summary or "" for record in records])
         return [self._row(*parts) for parts in zip(records, sources, summaries, strict=True)]
@@ -61,6 +63,7 @@ class Encoder:
 
     def prompts(self, records: Sequence[Record], room: int) -> list[Encoded]:
         """Prompts without summaries, leaving `room` tokens to write in."""
+        records = list(records)
         sources = self._texts([record.source for record in records])
         return [self._prompt(record, source, room) for record, source in zip(records, sources, strict=True)]
 
@@ -263,20 +266,38 @@ def draw_until(pool: Sequence[Row], tokens: float, key: Iterable) -> list[Row]:
     if not pool or tokens <= 0:
         return []
     drawn, have = [], 0
-    order = generator(*key).sample(range(len(pool)), len(pool))
-    for index in order:
-        drawn.append(pool[index])
-        have += pool[index].document.summary_tokens
+    for index in shuffled(len(pool), generator(*key)):
+        row = pool[index]
+        drawn.append(row)
+        have += row.document.summary_tokens
         if have >= tokens:
             break
     return drawn
 
 
-def step_rows(new: Sequence[Row], pools: dict[str, Sequence[Row]], shares: Shares, seed: int, step: int) -> list[Row]:
+def shuffled(size: int, chance: Random) -> Iterator[int]:
+    """All numbers below `size`, drawn one after the other: those of chance.sample(range(size), size), but at the price of
+    the few that are asked for and not of `size`."""
+    moved: dict[int, int] = {}
+    for left in range(size, 0, -1):
+        index = chance.randrange(left)
+        yield moved.get(index, index)
+        moved[index] = moved.get(left - 1, left - 1)
+
+
+def step_rows(
+    new: Sequence[Row],
+    pools: dict[str, Sequence[Row]],
+    shares: Shares,
+    seed: int,
+    step: int,
+    plain_tokens: float | None = None,
+) -> list[Row]:
     """All rows of optimizer step `step` (counted over the run): the new ones, then some of each pool {stream: rows}.
 
     Replay is counted in supervised tokens: documents are drawn until T_old >= q / (1 - q) * T_new. Plain documents are
     many times longer than a summary: where a share is less than one of them a step, they come in some of the steps only.
+    plain_tokens: their mean length, where it is known already.
     """
     tokens = sum(row.document.summary_tokens for row in new)
     rows = list(new)
@@ -284,7 +305,7 @@ def step_rows(new: Sequence[Row], pools: dict[str, Sequence[Row]], shares: Share
         share = getattr(shares, stream)
         wanted = share / (1 - share) * tokens
         if stream == "document" and pool:
-            mean = sum(row.document.summary_tokens for row in pool) / len(pool)
+            mean = plain_tokens or sum(row.document.summary_tokens for row in pool) / len(pool)
             if wanted < mean:
                 wanted = 1 if generator(seed, "document step", step).random() < wanted / mean else 0
         rows += draw_until(pool, wanted, (seed, stream, step))

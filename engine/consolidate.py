@@ -28,7 +28,7 @@ def run(work: Work) -> dict:
     models.prepare(settings.train)
     phase = next(p for p in settings.curriculum.phases if p.name == work.phase)
     tokenizer = models.load_tokenizer(work.model, settings.model)
-    records = fisher_records(settings, phase, assemble(settings.data))
+    records = fisher_records(settings, phase, assemble(settings.data, work.cache))
     documents = [document for document in Encoder(tokenizer, settings.data).encode(records) if document]
     if not documents:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Scores of a model in training on development documents: what early stopping and averaging choose by."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -23,13 +24,16 @@ def documents(settings: Settings, held: Sequence[Record], encoder: Encoder) -> l
     """`evaluate.samples` development documents of each modality at most, that fit into data.max_summary_length."""
     chosen = []
     for modality in COLUMNS:
-        members = [record for record in held if record.modality == modality]
-        if modality != "document":
-            rows = encoder.encode(members)
-            members = [record for record, row in zip(members, rows, strict=True) if row]
+        members = [k for k, record in enumerate(held) if record.modality == modality]
         limit = settings.evaluate.samples or len(members)
-        chosen += generator("development", modality).sample(members, min(limit, len(members)))
+        drawn = generator("development", modality).sample(members, len(members))
+        records = (held[k] for k in drawn)
+        chosen += islice((record for record in records if modality == "document" or _fits(encoder, record)), limit)
     return chosen
+
+
+def _fits(encoder: Encoder, record: Record) -> bool:
+    return encoder.encode([record])[0] is not None
 
 
 def scores(

@@ -30,7 +30,7 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Stage(Event):
-    """What the job does from here on: loading, training, fisher, answers, evaluating, scoring, bertscore, saving."""
+    """What the job does from here on: loading, encoding, training, fisher, answers, evaluating, scoring, bertscore, saving."""
 
     name: str
 
@@ -89,6 +89,15 @@ class Scored(Event):
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Encoding(Event):
+    """Records in tokens so far. what: papers, videos, pairs, documents, or replay."""
+
+    done: int
+    total: int
+    what: str
 
 
 @dataclass(frozen=True)

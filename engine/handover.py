@@ -1,11 +1,13 @@
 """What a phase hands to the next one: its adapter, Fisher and anchors, the replay buffer, and what they are."""
 
+from itertools import chain
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from engine import blend, checkpoint, consolidate, ewc, files, replay
 from engine.corpus.records import Record
+from engine.corpus.stored import Stored
 from engine.evaluation.run import about
 from engine.events import Saved, Stage
 from engine.gradient import Learner
@@ -22,11 +24,11 @@ def conclude(
     """Averaging where it is wanted, anchors at the weights that stay, and final/: adapter, tokenizer, anchors, replay buffer, queue of the contrastive term, about.json."""
     averaged = blend.blend(work, learner, material, held, start)
     anchors = _anchors(work, learner, material)
-    buffer = _buffer(work, material)
+    fresh = _buffer(work, material)
     facts = {
         "step": material.plan.start + stopped_at,
         "trained_on": material.corpus.hashes,
-        "replay_records": len(buffer),
+        "replay_records": len(material.kept) + len(fresh),
         "ewc": [_fact(work, anchor) for anchor in anchors],
         "average": averaged,
         "processes": learner.accelerator.num_processes,
@@ -35,7 +37,7 @@ def conclude(
     def write(folder: Path) -> None:
         learner.model.save_pretrained(folder, **ADAPTER_ONLY)
         tokenizer.save_pretrained(folder)
-        replay.save_buffer(folder, buffer)
+        replay.save_buffer(folder, chain(material.kept, fresh))
         if anchors:
             ewc.save(folder, anchors)
         if learner.contrast:
@@ -65,17 +67,17 @@ def _anchors(work: Work, learner: Learner, material: Material) -> list[ewc.Ancho
 
 
 def _buffer(work: Work, material: Material) -> list[Record]:
-    """What was kept before, and a share of what this phase has seen."""
+    """A share of what this phase has seen, without what was kept before."""
     settings, plan = work.settings, material.plan
-    seen = [
-        record
-        for source, _ in plan.counts
-        for index in material.schedule.seen(plan, source)
-        for record in material.corpus.documents(source, index)
-    ]
-    known = {record.id for record in material.kept}
+    if not settings.replay.buffer_share:
+        return []
+    seen = Stored()
+    for source, _ in plan.counts:
+        places = material.schedule.seen(plan, source)
+        seen = sum((side.chosen(places) for side in material.corpus.sides(source)), seen)
     fresh = replay.choose(seen, settings.replay.buffer_share, settings.train.seed, plan.name)
-    return [*material.kept, *(record for record in fresh if record.id not in known)]
+    known = {record.id for record in material.kept}
+    return [record for record in fresh if record.id not in known]
 
 
 def _fact(work: Work, anchor: ewc.Anchor) -> dict:

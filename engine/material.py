@@ -1,20 +1,29 @@
 """Everything of a phase that is in tokens: what is new, what is remembered, what the Fisher sees."""
 
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from torch import nn
 
-from engine import replay
+from engine import replay, tokens
 from engine.batches import BASE, Encoded, Encoder, Row, Shares, step_rows
 from engine.corpus import instructions, terms
 from engine.corpus.augment import augmented
 from engine.corpus.records import Record
-from engine.corpus.split import MODALITIES, Corpus, assemble, group_of
+from engine.corpus.split import MODALITIES, Corpus, assemble
+from engine.corpus.stored import Stored
 from engine.events import Warned
-from engine.mixture import Draw, PhasePlan, Schedule, generator, integer, schedule
+from engine.lazy import Lazy
+from engine.mixture import Draw, PhasePlan, Schedule, generator, schedule
 from engine.settings import ConfigError, Phase, Settings
+from engine.tokens import Source, Tokens, usable
 from engine.truncation import PLACES
 from engine.work import Work
+
+SHOWN = 3  # records that are named where some are left out
 
 
 @dataclass(frozen=True)
@@ -23,19 +32,15 @@ class Material:
     encoder: Encoder
     plan: PhasePlan
     schedule: Schedule
-    documents: dict[str, list[tuple[Row, ...]]]  # per source and index: one new row, or both sides of a pair
-    kept: list[Record]  # the replay buffer so far
-    pools: dict[str, list[Row]]  # what is replayed: memory, the base's own answers, plain documents
+    documents: dict[str, Sequence[tuple[Row, ...]]]  # per source and index: one new row, or both sides of a pair
+    kept: Stored  # the replay buffer so far
+    pools: dict[str, Sequence[Row]]  # what is replayed: memory, the base's own answers, plain documents
     fisher: list[Encoded]
     shares: Shares
     seed: int
+    teachers: tuple[str, ...]  # phases whose adapters some rows are held to
+    plain_tokens: float  # mean length of a plain document
     augment: bool = False
-
-    @property
-    def teachers(self) -> list[str]:
-        """Phases whose adapters some rows are held to."""
-        rows = [*self.pools["memory"], *(row for group in self.documents.values() for rows in group for row in rows)]
-        return sorted({row.teacher for row in rows} - {"", BASE})
 
     def rows(self, step: int) -> list[Row]:
         """Everything that optimizer step `step` (counted over the run) sees: a pure function of (seed, step)."""
@@ -43,7 +48,7 @@ class Material:
         for number, draw in enumerate(self.schedule.at(step)):
             sides = self._sides(draw)
             new += [row._replace(pair=number if len(sides) == 2 else None) for row in sides]
-        return step_rows(new, self.pools, self.shares, self.seed, step)
+        return step_rows(new, self.pools, self.shares, self.seed, step, self.plain_tokens)
 
     def _sides(self, draw: Draw) -> tuple[Row, ...]:
         """The rows of a draw; with data.augment in the wording of this pass, which follows from (seed, pass, record)."""
@@ -60,7 +65,8 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
     settings = work.settings
     lexicon = terms.load(settings.data.terms) if settings.losses.term and settings.data.terms else None
     encoder = Encoder(tokenizer, settings.data, lexicon)
-    corpus, encoded = _encode(work, encoder, assemble(settings.data))
+    made = tokens.source(work, encoder)
+    corpus, encoded = _encode(work, made, assemble(settings.data, work.cache))
     _warn_of_terms(work, encoded)
     if settings.data.augment:
         _demand_room(encoder)
@@ -72,54 +78,52 @@ def prepare(work: Work, tokenizer, base: nn.Module) -> Material:
         if hands_on(settings, phase.name) and settings.ewc.importance == "fisher"
         else []
     )
+    memory, phases = _memory(settings, made, kept)
+    plain, plain_tokens = _plain(settings, made, corpus)
+    new_teacher = _new_teacher(work)
     distil = settings.distil
     return Material(
         corpus=corpus,
         encoder=encoder,
         plan=plan.phase(phase.name),
         schedule=plan,
-        documents=_new_rows(work, corpus, encoded),
+        documents={source: _new_rows(corpus, source, sides, new_teacher) for source, sides in encoded.items()},
         kept=kept,
-        pools={
-            "memory": _memory(settings, encoder, kept),
-            "base": _answers(work, base, encoder, corpus),
-            "document": _plain(settings, encoder, corpus),
-        },
+        pools={"memory": memory, "base": _answers(work, base, encoder, corpus), "document": plain},
         fisher=[document for document in encoder.encode(chosen) if document],
         shares=Shares(settings.replay.batch_share, distil.base_share, distil.documents_share),
         seed=settings.train.seed,
+        teachers=tuple(sorted({*phases, new_teacher} - {"", BASE})),
+        plain_tokens=plain_tokens,
         augment=settings.data.augment,
     )
 
 
-def _new_rows(
-    work: Work, corpus: Corpus, encoded: dict[str, list[tuple[Encoded, ...]]]
-) -> dict[str, list[tuple[Row, ...]]]:
-    """Training documents as rows. What looks back at the model before the phase (learning without forgetting, the
-    entropy floor) has it as teacher: the phase before, or the base."""
-    settings = work.settings
-    looks_back = settings.distil.new or settings.losses.floor
-    teacher = "" if not looks_back else work.start_from.parent.name if work.start_from else BASE
-    return {
-        source: [
-            tuple(
-                Row(document, "new", teacher, group=integer(group_of(record)))
-                for document, record in zip(documents, corpus.documents(source, index), strict=True)
-            )
-            for index, documents in enumerate(rows)
-        ]
-        for source, rows in encoded.items()
-    }
+def _new_teacher(work: Work) -> str:
+    """What looks back at the model before the phase (learning without forgetting, the entropy floor) has it as teacher:
+    the phase before, or the base."""
+    looks_back = work.settings.distil.new or work.settings.losses.floor
+    return "" if not looks_back else work.start_from.parent.name if work.start_from else BASE
 
 
-def _memory(settings: Settings, encoder: Encoder, kept: list[Record]) -> list[Row]:
-    if not settings.replay.batch_share:
-        return []
-    return [
-        Row(document, "memory", replay.teacher(record) if settings.distil.phase else "")
-        for record, document in zip(kept, encoder.encode(kept), strict=True)
-        if document
-    ]
+def _new_rows(corpus: Corpus, source: str, sides: tuple[Tokens, ...], teacher: str) -> Lazy[tuple[Row, ...]]:
+    """Training documents as rows, made when they are drawn."""
+    groups = [array("q", side.column("group")) for side in corpus.sides(source)]
+
+    def rows(k: int) -> tuple[Row, ...]:
+        return tuple(Row(side[k], "new", teacher, group=group[k]) for side, group in zip(sides, groups, strict=True))
+
+    return Lazy(len(sides[0]), rows)
+
+
+def _memory(settings: Settings, made: Source, kept: Stored) -> tuple[Sequence[Row], set[str]]:
+    """The replay buffer as rows, and the phases whose adapters they are held to."""
+    if not settings.replay.batch_share or not len(kept):
+        return [], set()
+    found = made.tokens(kept, "replay")
+    places = usable([found])
+    phases = [sys.intern(replay.teacher(kept[k])) if settings.distil.phase else "" for k in places]
+    return Lazy(len(places), lambda k: Row(found[places[k]], "memory", phases[k])), set(phases)
 
 
 def _answers(work: Work, base: nn.Module, encoder: Encoder, corpus: Corpus) -> list[Row]:
@@ -128,10 +132,12 @@ def _answers(work: Work, base: nn.Module, encoder: Encoder, corpus: Corpus) -> l
     return [Row(answer, "base", BASE) for answer in replay.base_answers(work, base, encoder, corpus.videos)]
 
 
-def _plain(settings: Settings, encoder: Encoder, corpus: Corpus) -> list[Row]:
-    if not (settings.distil.documents and settings.distil.documents_share):
-        return []
-    return [Row(document, "document", BASE) for document in encoder.plain(corpus.plain)]
+def _plain(settings: Settings, made: Source, corpus: Corpus) -> tuple[Sequence[Row], float]:
+    """Plain documents as rows, and their mean length in supervised tokens."""
+    if not (settings.distil.documents and settings.distil.documents_share and len(corpus.plain)):
+        return [], 0.0
+    found = made.tokens(corpus.plain, "documents", plain=True)
+    return Lazy(len(found), lambda k: Row(found[k], "document", BASE)), found.counts().summary_tokens / len(found)
 
 
 def _demand_room(encoder: Encoder) -> None:
@@ -141,51 +147,59 @@ def _demand_room(encoder: Encoder) -> None:
         encoder.prompts(asked, encoder.data.max_summary_length)
 
 
-def _warn_of_terms(work: Work, documents: dict[str, list[tuple[Encoded, ...]]]) -> None:
+def _warn_of_terms(work: Work, encoded: dict[str, tuple[Tokens, ...]]) -> None:
     """What the weight of the term loss means for these data: a term token counts 1 + weight * T / |K|."""
     if not work.settings.losses.term:
         return
     if not work.settings.data.terms:
         work.emit(Warned("losses.term: there is no lexicon (data.terms), so the term loss is left out"))
         return
-    rows = [document for group in documents.values() for row in group for document in row]
-    tokens, found = sum(row.summary_tokens for row in rows), sum(len(row.terms) for row in rows)
+    counts = [side.counts() for sides in encoded.values() for side in sides]
+    summaries, found = sum(count.summary_tokens for count in counts), sum(count.term_tokens for count in counts)
     if not found:
         work.emit(Warned("losses.term: no summary holds a term of the lexicon, so the term loss is 0"))
     else:
-        times = 1 + work.settings.losses.term * tokens / found
+        times = 1 + work.settings.losses.term * summaries / found
         work.emit(
             Warned(
-                f"{100 * found / tokens:.1f} % of the summary tokens are term tokens; each weighs {times:.1f} plain ones"
+                f"{100 * found / summaries:.1f} % of the summary tokens are term tokens; each weighs {times:.1f} plain ones"
             )
         )
 
 
-def _encode(work: Work, encoder: Encoder, corpus: Corpus) -> tuple[Corpus, dict[str, list[tuple[Encoded, ...]]]]:
+def _encode(work: Work, made: Source, corpus: Corpus) -> tuple[Corpus, dict[str, tuple[Tokens, ...]]]:
     """The training data in tokens, and the corpus without the records that cannot be trained on."""
     for warning in corpus.warnings:
         work.emit(Warned(warning))
-    kept, documents, cut, long = {}, {}, 0, []
+    parts, documents, refused, long = {}, {}, 0, []
     for source, size in corpus.sizes.items():
-        groups = [corpus.documents(source, index) for index in range(size)]
-        encoded = encoder.stream(record for group in groups for record in group)
-        rows = [tuple(next(encoded) for _ in group) for group in groups]
-        long += [group[0].id for group, row in zip(groups, rows, strict=True) if None in row]
-        kept[source] = [index for index, row in enumerate(rows) if None not in row]
-        documents[source] = [rows[index] for index in kept[source]]
-        cut += sum(document.cut > 0 for row in documents[source] for document in row)
+        sides = [made.tokens(side, source) for side in corpus.sides(source)]
+        places = usable(sides)
+        if missing := size - len(places):
+            refused += missing
+            long += [corpus.documents(source, k)[0].id for k in islice(_others(places, size), SHOWN + 1)]
+            sides = [side.chosen(places) for side in sides]
+            parts[source] = getattr(corpus, source).chosen(places)
+        documents[source] = tuple(sides)
     limit = work.settings.data.max_summary_length
-    if long:
-        shown = ", ".join(long[:3]) + (", ..." if len(long) > 3 else "")
-        work.emit(Warned(f"{len(long)} records left out: their summary is longer than {limit} tokens ({shown})"))
-    if cut:
+    if refused:
+        shown = ", ".join(long[:SHOWN]) + (", ..." if refused > SHOWN else "")
+        work.emit(Warned(f"{refused} records left out: their summary is longer than {limit} tokens ({shown})"))
+    if cut := sum(side.counts().cut for sides in documents.values() for side in sides):
         work.emit(
             Warned(
                 f"{cut} sources are longer than data.max_length and lost their {PLACES[work.settings.data.truncate]}"
             )
         )
-    parts = {source: tuple(getattr(corpus, source)[index] for index in indices) for source, indices in kept.items()}
     return replace(corpus, **parts), documents
+
+
+def _others(places: Sequence[int], size: int) -> Iterator[int]:
+    """The numbers below `size` that are not among the ascending `places`."""
+    start = 0
+    for place in chain(places, (size,)):
+        yield from range(start, place)
+        start = place + 1
 
 
 def hands_on(settings: Settings, phase: str) -> bool:

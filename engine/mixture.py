@@ -8,6 +8,7 @@ of a permutation keyed (seed, source, j div N); j follows in closed form from co
 import hashlib
 import math
 import random
+from array import array
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -107,8 +108,8 @@ def _block(seed: int, phase: PhasePlan, number: int) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=16)
-def _permutation(seed: int, source: str, number: int, size: int) -> list[int]:
-    order = list(range(size))
+def _permutation(seed: int, source: str, number: int, size: int) -> array:
+    order = array("q", range(size))
     generator(seed, "pass", source, number).shuffle(order)
     return order
 

@@ -1,15 +1,19 @@
 """What a run remembers: a stratified buffer of old records, and the base's own answers to video prompts."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
 from engine import files
 from engine.batches import Encoded, Encoder
-from engine.corpus.records import Record, read, write_jsonl
+from engine.corpus.records import Record, write_jsonl
+from engine.corpus.stored import Stored, stored
 from engine.evaluation.generate import generate
 from engine.events import Generated, Stage
 from engine.mixture import generator, integer
@@ -19,14 +23,28 @@ BUFFER = "replay.jsonl"
 ANSWERS = "answers.json"
 
 
-def load_buffer(checkpoint: Path | None) -> list[Record]:
+class Trait(NamedTuple):
+    """What of a record decides whether it is kept."""
+
+    modality: str
+    domain: str
+    length: int  # characters of the source
+    id: str
+    place: int  # among the records
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.modality, self.domain
+
+
+def load_buffer(checkpoint: Path | None) -> Stored:
     """The records kept by all phases so far; they lie whole beside the checkpoint, so other data files do not matter."""
     path = checkpoint / BUFFER if checkpoint else None
-    return read(path) if path and path.exists() and path.stat().st_size else []
+    return stored(path) if path and path.exists() and path.stat().st_size else Stored()
 
 
-def save_buffer(folder: Path, records: Sequence[Record]) -> None:
-    write_jsonl(folder / BUFFER, list(records))
+def save_buffer(folder: Path, records: Iterable[Record]) -> None:
+    write_jsonl(folder / BUFFER, records)
 
 
 def teacher(record: Record) -> str:
@@ -37,13 +55,18 @@ def teacher(record: Record) -> str:
 def choose(records: Sequence[Record], share: float, seed: int, phase: str) -> list[Record]:
     """`share` of a phase's records, marked with the phase, stratified by modality, domain and length (terciles), by largest remainder.
 
-    Which ones follows from (seed, phase). Keeps at least one record where share > 0.
+    Which ones follows from (seed, phase). Keeps at least one record where share > 0. Records are read once, and none is
+    held in memory but those that are chosen.
     """
-    wanted = min(len(records), max(1, round(share * len(records)))) if share and records else 0
-    strata: dict[tuple, list[Record]] = {}
-    for kind in sorted({(record.modality, record.domain or "") for record in records}):
-        members = [record for record in records if (record.modality, record.domain or "") == kind]
-        by_length = sorted(members, key=lambda record: (len(record.source), record.id))
+    if not (share and len(records)):
+        return []
+    wanted = min(len(records), max(1, round(share * len(records))))
+    strata: dict[tuple, list[Trait]] = {}
+    kinds: dict[tuple, list[Trait]] = {}
+    for trait in map(_trait, count(), records):
+        kinds.setdefault(trait.kind, []).append(trait)
+    for kind, members in sorted(kinds.items()):
+        by_length = sorted(members, key=lambda trait: (trait.length, trait.id))
         for tercile in range(3):
             part = by_length[len(members) * tercile // 3 : len(members) * (tercile + 1) // 3]
             if part:
@@ -55,7 +78,12 @@ def choose(records: Sequence[Record], share: float, seed: int, phase: str) -> li
     chosen = []
     for key, part in strata.items():
         chosen += generator(seed, "buffer", phase, key).sample(part, counts[key])
-    return [replace(record, extra=record.extra | {"phase": phase}) for record in chosen]
+    kept = (records[trait.place] for trait in chosen)
+    return [replace(record, extra=record.extra | {"phase": phase}) for record in kept]
+
+
+def _trait(place: int, record: Record) -> Trait:
+    return Trait(sys.intern(record.modality), sys.intern(record.domain or ""), len(record.source), record.id, place)
 
 
 def base_answers(work: Work, base: nn.Module, encoder: Encoder, videos: Sequence[Record]) -> list[Encoded]:
@@ -66,8 +94,9 @@ def base_answers(work: Work, base: nn.Module, encoder: Encoder, videos: Sequence
     reference summaries instead. Source: METHODS, section 8.
     """
     settings = work.settings
-    count = min(settings.distil.base_records, len(videos))
-    chosen = generator(settings.train.seed, "base answers").sample(list(videos), count)
+    places = range(len(videos))
+    wanted = min(settings.distil.base_records, len(videos))
+    chosen = [videos[k] for k in generator(settings.train.seed, "base answers").sample(places, wanted)]
     if settings.distil.base_texts == "references":
         return [document for document in encoder.encode(chosen) if document]
     path = work.run_folder / "base" / ANSWERS

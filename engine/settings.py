@@ -124,6 +124,11 @@ class Data(Section):
         "{modality} is filled in",
     )
     chat_template: Literal["auto", "never"] = Field("auto", description="auto: use the tokenizer's template if any")
+    token_cache_gib: float = Field(
+        20.0,
+        ge=0,
+        description="GiB on disk for records in tokens, kept for later jobs; beyond it those used longest ago go; 0: nothing is kept",
+    )
     augment: bool = Field(
         False,
         description="from the second pass on, training sees sources in other wordings (never values, never summaries)",

@@ -18,6 +18,7 @@ class Work:
 
     folder: where its product goes: checkpoints/RUN/PHASE for a phase, checkpoints/bases/FINGERPRINT for a base, the
     checkpoint itself for an evaluation.  run_folder: checkpoints/RUN.  start_from: final checkpoint of the phase before.
+    cache: where what follows from the data alone is kept for later jobs (tokens, indices of records); None: nowhere.
     """
 
     kind: str
@@ -31,3 +32,4 @@ class Work:
     test_set: Path | None
     emit: Emit
     cancelled: Callable[[], bool]
+    cache: Path | None = None

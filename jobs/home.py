@@ -101,6 +101,11 @@ class Home:
         return self.job(job_id) / "lock"
 
     @property
+    def cache(self) -> Path:
+        """What follows from the data files alone, and may be removed at any time: records in tokens, where each record lies."""
+        return self.state / "cache"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

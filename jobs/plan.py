@@ -109,7 +109,7 @@ def of_config(home: Home, settings: Settings, where: Machine) -> dict[str, Any]:
         raise ConfigError("curriculum.phases is empty. Describe at least one phase")
     if absent := _absent(settings):
         return _without_data(home, settings, absent, where)
-    corpus = assemble(settings.data)
+    corpus = assemble(settings.data, home.cache)
     if settings.train.auto:
         settings, _ = automatic(settings, sum(corpus.sizes.values()))
     return facts(home, settings, corpus, schedule(settings, corpus.sizes), where)

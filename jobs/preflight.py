@@ -17,7 +17,7 @@ LINES = 6  # of a sample
 
 def facts(home: Home, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Records, tokens, what is cut, what is learnt from, leaks, samples. Raises ConfigError for data that cannot be read."""
-    corpus = assemble(settings.data)  # its complaints come at once
+    corpus = assemble(settings.data, home.cache)  # its complaints come at once
     spec = {"settings": dump(settings), "model": _model(home, settings, corpus)}
     return child.run("engine.preflight", spec, say)
 

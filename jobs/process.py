@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from engine import events as ev
 from engine import files
 from engine.settings import ConfigError, first_line
@@ -147,6 +149,7 @@ def work_of(home: Home, job_id: str, emit: ev.Emit, adjusted: dict[str, int]) ->
         test_set=_path(job.get("test_set")),
         emit=emit,
         cancelled=cancel.exists,
+        cache=home.cache,
     )
 
 
@@ -188,6 +191,7 @@ class Reporter:
             self.stage = event.name
         elif isinstance(event, ev.PhaseStarted):
             self.stage = "training"
+            print(show.stamp(time.time()), f"ready after {time.time() - psutil.Process().create_time():.1f} s")
         line = show.line(event)
         if line is None:
             return

@@ -45,7 +45,7 @@ class Fold:
         elif isinstance(event, ev.Step):
             self._advance(stamped.t, event.step, event.steps)
             self.progress = replace(self.progress, step=event.step, steps=event.steps)
-        elif isinstance(event, (ev.FisherProgress, ev.Scored)):
+        elif isinstance(event, (ev.FisherProgress, ev.Scored, ev.Encoding)):
             self._advance(stamped.t, event.done, event.total)
         elif isinstance(event, ev.Generated):
             self._advance(stamped.t, event.done, event.total)

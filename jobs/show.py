@@ -17,7 +17,7 @@ from jobs.home import Home
 from jobs.records import BLOCKED, DONE, QUEUED, RUNNING, Job, Records, title
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b\\|$)|[ -/]*[0-~])", re.DOTALL)
-FREQUENT = (ev.Step, ev.FisherProgress, ev.Generated, ev.Scored)
+FREQUENT = (ev.Step, ev.FisherProgress, ev.Generated, ev.Scored, ev.Encoding)
 WIDEST = 48  # characters of the last column of the job table
 
 
@@ -73,6 +73,8 @@ def line(event: ev.Event) -> str | None:
             return f"{event.what}: {event.done}/{event.total} documents"
         case ev.Scored():
             return f"scored {event.done}/{event.total}"
+        case ev.Encoding():
+            return f"encoding {event.what}: {event.done:,} of {event.total:,} records"
         case ev.Evaluated():
             return f"{event.checkpoint} on {event.test_set}: " + "; ".join(
                 f"{column} {_scores(metrics)}" for column, metrics in event.metrics.items()
@@ -91,7 +93,7 @@ def is_last(event: ev.Event) -> bool:
     """The last report of a stage, which no line of text should miss."""
     if isinstance(event, ev.Step):
         return event.step >= event.steps
-    return isinstance(event, (ev.FisherProgress, ev.Generated, ev.Scored)) and event.done >= event.total
+    return isinstance(event, (ev.FisherProgress, ev.Generated, ev.Scored, ev.Encoding)) and event.done >= event.total
 
 
 def _scores(metrics: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
         return _draft_on_checkpoint(home, request)
     given = _with_phase(request)
     extras.demand(given.model)
-    corpus = assemble(given.data)
+    corpus = assemble(given.data, home.cache)
     if not given.train.auto:
         return _draft_training(home, records, request, given, corpus)
     examples = sum(corpus.sizes.values())
@@ -363,7 +363,7 @@ def _draft_evaluate(home: Home, request: Request, settings: Settings, about: dic
     if request.test_set:
         read_test(request.test_set)
     else:
-        assemble(settings.data)
+        assemble(settings.data, home.cache)
     return _evaluate_job(home, request, settings, about["run"], about["phase"], about["model"], test_set)
 
 
@@ -373,7 +373,7 @@ def _draft_fisher(home: Home, request: Request, settings: Settings, about: dict)
         raise ConfigError(
             f"{request.checkpoint}: a base has no adapter whose Fisher could be measured. Give PHASE/final"
         )
-    if not assemble(settings.data).fisher:
+    if not assemble(settings.data, home.cache).fisher:
         raise ConfigError(f"{request.checkpoint}: its settings hold out no document for the Fisher (data.fisher_share)")
     job = Job("", "fisher", run, phase, priority=request.priority, settings={"config": request.config})
     spec = _spec(

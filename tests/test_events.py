@@ -21,6 +21,20 @@ def test_values_that_are_not_finite_become_null():
     assert ev.decode(line).event.losses == {"cross_entropy": None}
 
 
+def test_encoding_is_told_with_its_progress():
+    from jobs import progress, show
+
+    fold = progress.Fold()
+    for t, event in enumerate((ev.Stage("encoding"), ev.Encoding(20_000, 1_000_000, "papers"))):
+        fold.add(ev.Stamped(t, 1, event))
+    fold.add(ev.Stamped(3, 1, ev.Encoding(120_000, 1_000_000, "papers")))
+    told = fold.progress
+    assert (told.stage, told.done, told.total, told.eta) == ("encoding", 120_000, 1_000_000, 880_000 / 50_000)
+    event = ev.decode(ev.encode(ev.Encoding(120_000, 1_000_000, "papers"), 1)).event
+    assert show.line(event) == "encoding papers: 120,000 of 1,000,000 records"
+    assert isinstance(event, show.FREQUENT) and show.is_last(ev.Encoding(5, 5, "papers")) and not show.is_last(event)
+
+
 def test_unknown_events_and_fields_are_passed_over():
     assert ev.decode(b'{"t": 1, "attempt": 1, "event": "Later", "x": 1}') is None
     assert ev.decode(b'{"t": 1, "attempt": 1, "event": "Stage", "name": "a", "new": 2}').event == ev.Stage("a")

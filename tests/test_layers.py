@@ -20,6 +20,8 @@ LIGHT_ENGINE = (
     "auto",
     "events",
     "files",
+    "columns",
+    "lazy",
     "mixture",
     "work",
     "plan",
@@ -88,3 +90,8 @@ def test_light_modules_load_nothing_heavy():
 def test_the_dashboard_starts_without_typer_and_huey():
     """Before its first frame: the program, and what steers jobs."""
     assert not loaded_by(["hybridsum", "jobs.steer", "jobs.records"]) & {*HEAVY, "typer", "huey", "psutil", "pynvml"}
+
+
+def test_a_training_job_imports_nothing_that_only_scoring_needs():
+    """They take a second of its start: nltk brings scikit-learn and pandas along where they are installed."""
+    assert not loaded_by(["engine.train"]) & {"nltk", "rouge_score", "bert_score", "sklearn", "pandas"}

@@ -4,8 +4,10 @@ import json
 import math
 import subprocess
 import sys
+import time
 import types
 
+import psutil
 import pytest
 import yaml
 
@@ -139,6 +141,22 @@ def test_what_runs_out_of_memory_begins_anew_with_less_until_nothing_is_left(
     found = result(home)
     assert (found["outcome"], found["remedy"]) == ("failed", process.LESS_MEMORY)
     assert len(found.get("adjusted", {})) == (0 if len(expected) == 1 else 2 if stage == "loading" else 1)
+
+
+def test_the_log_tells_how_long_the_start_took(home, engine, capsys):
+    engine(lambda work: work.emit(ev.PhaseStarted("phase1", 5)))
+    began = time.time()
+    process.main("1")
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "ready after" in line]
+    seconds = float(told.split()[-2])
+    assert began - psutil.Process().create_time() - 0.1 <= seconds <= time.time() - psutil.Process().create_time() + 0.1
+
+
+def test_records_in_tokens_are_kept_in_the_home(home, engine):
+    found = []
+    engine(lambda work: found.append(work.cache))
+    process.main("1")
+    assert found == [home.root / ".hybridsum" / "cache"]
 
 
 def test_evaluation_enters_the_catalogue(home, engine):

@@ -2,10 +2,10 @@
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from engine.settings import ConfigError
 
@@ -24,6 +24,7 @@ FIELDS = (
 )
 SHOWN_MISTAKES = 10
 HDF5_SUFFIXES = (".h5", ".hdf5")
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+class Place(NamedTuple):
+    """Where the line of a record is in its file, in bytes. Rows of HDF5 have none."""
+
+    offset: int
+    length: int
+
+
 def read(path: Path, modality: str | None = None, need_summary: bool = True) -> list[Record]:
     """All records of a file.
 
@@ -51,9 +59,16 @@ def read(path: Path, modality: str | None = None, need_summary: bool = True) -> 
     Raises ConfigError that lists the faulty lines (all of them are counted, the first ten named): the files given to
     training are taken whole or not at all, so that nothing is dropped behind the user's back.
     """
-    rows = _hdf5_rows(path) if path.suffix.lower() in HDF5_SUFFIXES else _json_rows(path)
-    records, mistakes, seen = [], [], {}
-    for where, row in rows:
+    return [record for record, _ in located(path, modality, need_summary)]
+
+
+def located(
+    path: Path, modality: str | None = None, need_summary: bool = True
+) -> Iterator[tuple[Record, Place | None]]:
+    """The same one after the other, with their places. Raises ConfigError after the last one where any was faulty."""
+    rows = _hdf5_rows(path) if is_hdf5(path) else _json_rows(path)
+    good, mistakes, seen = 0, [], {}
+    for where, row, place in rows:
         if isinstance(row, str):
             mistakes.append(f"{path}: {where}: {row}")
             continue
@@ -64,32 +79,47 @@ def read(path: Path, modality: str | None = None, need_summary: bool = True) -> 
             mistakes.append(f"{path}: {where}: {record}")
         else:
             seen[record.id] = where
-            records.append(record)
+            good += 1
+            yield record, place
     if mistakes:
         more = len(mistakes) - SHOWN_MISTAKES
-        tail = (
-            [f"{path}: and {more} more of {len(mistakes)} faulty records; {len(records)} are good"] if more > 0 else []
-        )
+        tail = [f"{path}: and {more} more of {len(mistakes)} faulty records; {good} are good"] if more > 0 else []
         raise ConfigError(*mistakes[:SHOWN_MISTAKES], *tail)
-    if not records:
+    if not good:
         raise ConfigError(f"{path}: no records in it. Each line is a JSON object with id, modality, source and summary")
-    return records
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
-    """(line n, object or complaint) for every line that is not blank."""
+def is_hdf5(path: Path) -> bool:
+    return path.suffix.lower() in HDF5_SUFFIXES
+
+
+def of_line(line: bytes, modality: str | None) -> Record:
+    """The record of a line that `located` has found good."""
+    row = json.loads(line.removeprefix(BOM))
+    known = {name: row[name] for name in FIELDS if name in row and row[name] is not None}
+    return _built({"modality": modality} | known, row)
+
+
+def _built(known: dict[str, str], row: dict) -> Record:
+    return Record(**known, extra={k: v for k, v in row.items() if k not in FIELDS})
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict | str, Place]]:
+    """(line n, object or complaint, its place) for every line that is not blank."""
     offset = 0
-    with _opened(path) as file:
+    with opened(path) as file:
         for number, line in enumerate(file, start=1):
             start, offset = offset, offset + len(line)
+            place = Place(start, len(line))
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(BOM)
                 if line.strip() in (b"[", b"{") or line.lstrip().startswith(b"["):
-                    yield f"line {number}", "this is JSON, not JSON lines. Write one object per line: jq -c '.[]' FILE"
+                    complaint = "this is JSON, not JSON lines. Write one object per line: jq -c '.[]' FILE"
+                    yield f"line {number}", complaint, place
                     return
             if not line.strip():
                 continue
-            yield f"line {number}", _json_object(line, start)
+            yield f"line {number}", _json_object(line, start), place
 
 
 def _json_object(line: bytes, start: int) -> dict | str:
@@ -120,21 +150,21 @@ def _json_object(line: bytes, start: int) -> dict | str:
     )
 
 
-def _hdf5_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
-    """(row n, mapping or complaint) of an HDF5 file with one UTF-8 string array per field, all of one length.
+def _hdf5_rows(path: Path) -> Iterator[tuple[str, dict | str, None]]:
+    """(row n, mapping or complaint, no place) of an HDF5 file with one UTF-8 string array per field, all of one length.
 
     Read as `prepare` reads it, in a process of its own: on some damaged files the HDF5 library never comes back.
     """
     from engine.corpus.formats import hdf5
     from engine.corpus.formats.rows import Options, Row
 
-    with _opened(path):
+    with opened(path):
         pass
     for found in hdf5.read(path, Options()):
         if isinstance(found, Row):
-            yield found.where, found.content
+            yield found.where, found.content, None
         elif found.where.startswith("row "):
-            yield found.where, f"{found.reason} ({found.detail})"
+            yield found.where, f"{found.reason} ({found.detail})", None
         else:
             place = "" if found.where == "file" else f"{found.where}: "
             raise ConfigError(
@@ -143,7 +173,8 @@ def _hdf5_rows(path: Path) -> Iterator[tuple[str, dict | str]]:
             )
 
 
-def _opened(path: Path):
+def opened(path: Path) -> BinaryIO:
+    """A file of data, open for reading. Raises ConfigError."""
     try:
         return path.open("rb")
     except FileNotFoundError:
@@ -177,7 +208,7 @@ def _record(row: dict, modality: str | None, need_summary: bool) -> Record | str
         "".join(known.values()).encode()
     except UnicodeEncodeError:
         return "a lone surrogate (half of a character) in the text"
-    return Record(**known, extra={k: v for k, v in row.items() if k not in FIELDS})
+    return _built(known, row)
 
 
 def is_blank(text: str) -> bool:
@@ -191,7 +222,7 @@ def to_dict(record: Record) -> dict:
     return content | record.extra
 
 
-def write_jsonl(path: Path, records: list[Record]) -> None:
+def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(to_dict(record), ensure_ascii=False) + "\n")

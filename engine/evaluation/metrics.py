@@ -1,19 +1,15 @@
-"""Scores of one document, and their means over a column. ROUGE by rouge-score, stemmer on; n-grams by nltk."""
+"""Scores of one document, and their means over a column. ROUGE by rouge-score, stemmer on."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from functools import lru_cache
-
-from nltk.tokenize import RegexpTokenizer
-from nltk.util import ngrams
-from rouge_score import rouge_scorer
 
 from engine.corpus.terms import Lexicon
 from engine.evaluation.sentences import Split
 from engine.evaluation.table import METRICS
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_WORDS = RegexpTokenizer(r"\w+")
 Scores = dict[str, float | None]
 
 
@@ -36,19 +32,21 @@ def rouge(reference: str, output: str, split: Split) -> Scores:
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> rouge_scorer.RougeScorer:
+def _scorer():
+    from rouge_score import rouge_scorer  # nltk takes a second to import: not for a job that scores nothing
+
     return rouge_scorer.RougeScorer(list(ROUGE), use_stemmer=True)
 
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits, in lower case."""
-    return _WORDS.tokenize(text.lower())
+    return re.findall(r"\w+", text.lower())
 
 
 def form(reference: str, output: str, source: str | None) -> Scores:
     """What the output looks like, whatever it says: length, emptiness, repetition, and what it takes from the source."""
     written, wanted = words(output), words(reference)
-    threes = list(ngrams(written, 3))
+    threes = _grams(written, 3)
     return {
         "length_ratio": len(written) / len(wanted) if wanted else None,
         "empty": float(not output.strip()),
@@ -61,11 +59,15 @@ def form(reference: str, output: str, source: str | None) -> Scores:
 
 def _share(written: list[str], source: str | None, n: int, inside: bool) -> float | None:
     """The share of the output's n-grams that the source has (inside), or has not."""
-    grams = list(ngrams(written, n))
+    grams = _grams(written, n)
     if not grams or source is None:
         return None
-    known = set(ngrams(words(source), n))
+    known = set(_grams(words(source), n))
     return sum((gram in known) == inside for gram in grams) / len(grams)
+
+
+def _grams(found: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(found[k:] for k in range(n)), strict=False))
 
 
 def terms(lexicon: Lexicon, reference: str, output: str, source: str | None) -> Scores:

@@ -153,7 +153,7 @@ def test_records(work: Work) -> tuple[list[Record], str]:
     if work.test_set:
         records, name = read_test(work.test_set), work.test_set.stem
     else:
-        corpus = assemble(settings.data)
+        corpus = assemble(settings.data, work.cache)
         records, name = list(corpus.test), corpus.test_name
     if not records:
         raise ConfigError("there is no test document: raise data.test_share or give data.test=FILE")

@@ -2,10 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-import nltk
-from nltk.tokenize import PunktTokenizer
-from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
-
 INSTALLED = "nltk punkt_tab (English)"
 TRAINED = "Punkt trained on the documents"
 LETTERS = 2_000_000  # of the documents that a model is trained on: training takes about a second per million
@@ -15,6 +11,8 @@ Split = Callable[[str], list[str]]
 
 def splitter(texts: Iterable[str]) -> tuple[Split, str]:
     """(text -> sentences, which model it is). texts: what a Punkt model is trained on if none is installed."""
+    from nltk.tokenize import PunktTokenizer  # nltk takes a second to import: not for a job that scores nothing
+
     name = model_name()
     tokenizer = PunktTokenizer("english") if name == INSTALLED else _trained(texts)
     return lambda text: [" ".join(sentence.split()) for sentence in tokenizer.tokenize(text)], name
@@ -22,6 +20,8 @@ def splitter(texts: Iterable[str]) -> tuple[Split, str]:
 
 def model_name() -> str:
     """Which model `splitter` would use."""
+    import nltk
+
     try:
         nltk.data.find("tokenizers/punkt_tab/english/")
     except LookupError:
@@ -29,7 +29,9 @@ def model_name() -> str:
     return INSTALLED
 
 
-def _trained(texts: Iterable[str]) -> PunktSentenceTokenizer:
+def _trained(texts: Iterable[str]):
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+
     trainer, left = PunktTrainer(), LETTERS
     for text in texts:
         if left <= 0:
