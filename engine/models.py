@@ -188,7 +188,23 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
-    return model(input_ids=batch.ids, logits_to_keep=batch.predicts, use_cache=False).logits
+    return logits_at(model, batch.ids, batch.positions)
+
+
+def logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits (K, V) of ids (N, L) at positions (K,) of the flattened ids.
+
+    transformers' own logits_to_keep takes a mask, whose size a GPU must be waited for.
+    """
+
+    def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, 1)[positions],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(kept)
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
 
 
 def logits_and_states(model: PeftModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -224,9 +240,8 @@ def teacher_log_probabilities(model: PeftModel, batch: Batch, names: Iterable[st
     was_training, found = model.training, {}
     model.eval()
     for name in wanted:
-        rows = batch.rows_of[name]
         with torch.no_grad(), _speaking(model, name):
-            logits = model(input_ids=batch.ids[rows], logits_to_keep=batch.predicts[rows], use_cache=False).logits
+            logits = logits_at(model, *batch.answers_to(name))
         found[name] = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     model.train(was_training)
     return found

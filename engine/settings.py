@@ -289,6 +289,9 @@ class Train(Section):
     logging_steps: int = Field(1, ge=1, description="steps between two reports")
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept inside a phase, besides final")
+    prefetch: int = Field(
+        1, ge=0, description="steps whose micro-batches a thread makes while an earlier step trains; 0: none"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one per core")
     gradient_norms_steps: int = Field(
         100, ge=0, description="steps between two measurements of each loss's own gradient norm; 0: never"
