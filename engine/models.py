@@ -55,6 +55,8 @@ def load_base(model: str, settings: Model) -> nn.Module:
     """The frozen base on its device, in eval mode, quantised or streamed as the settings say. Raises ConfigError if it
     cannot be loaded."""
     extras.demand(settings)
+    if settings.liger and device().type != "cuda":
+        raise ConfigError("model.liger: its kernels run on a GPU, and there is none here. Set model.liger=false")
     how = {"revision": settings.revision, "dtype": DTYPES[settings.dtype]}
     if settings.quantize:
         how |= {"quantization_config": _quantization(settings), "device_map": {"": device()}}
@@ -64,9 +66,28 @@ def load_base(model: str, settings: Model) -> nn.Module:
         raise ConfigError(_not_loaded(model, error)) from error
     base.generation_config.max_length = None  # only max_new_tokens decides
     products.freeze(base)
+    if settings.liger:
+        _with_liger(base)
     if settings.stream_layers:
         streaming.stream(base, settings.stream_layers, device())
     return (base if settings.quantize else base.to(device())).eval()
+
+
+def _with_liger(base: nn.Module) -> None:
+    """Liger's norms, rotary positions and gated layers; not its losses: ours need the logits of the label positions.
+
+    Raises ConfigError for a model it has no kernels for.
+    """
+    kind = base.config.model_type
+    if kind not in extras.LIGER_KNOWS:
+        raise ConfigError(
+            f"model.liger: there are no kernels for a model of type {kind}, only for {', '.join(extras.LIGER_KNOWS)}. "
+            "Set model.liger=false"
+        )
+    from liger_kernel import transformers as liger
+
+    apply = getattr(liger, f"apply_liger_kernel_to_{kind}")
+    apply(rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=base)
 
 
 def _quantization(settings: Model) -> BitsAndBytesConfig:

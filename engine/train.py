@@ -12,7 +12,19 @@ from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from engine import adapted, checkpoint, consolidate, development, ewc, files, handover, models, trackers
+from engine import (
+    adapted,
+    checkpoint,
+    compiling,
+    consolidate,
+    development,
+    ewc,
+    extras,
+    files,
+    handover,
+    models,
+    trackers,
+)
 from engine.ahead import Ahead
 from engine.auto import warmup
 from engine.batches import BASE, Batch, Row
@@ -49,6 +61,7 @@ def run(work: Work) -> dict:
     if not checkpoint.verify(final):
         return {"checkpoint": str(final)}  # the work was done; only the word of it was lost
     settings = work.settings
+    extras.demand_compiler(settings.train, torch.cuda.is_available())
     accelerator = _accelerator(work)
     work = work if accelerator.is_main_process else replace(work, emit=lambda event: None)
     work.emit(Stage("loading"))
@@ -161,7 +174,8 @@ def _train(work: Work, learner: Learner, optimizer, material: Material, progress
 
     plan = material.plan
     to_do = range(plan.start + progress.done, plan.start + plan.steps)
-    with Ahead(make, to_do, work.settings.train.prefetch) as ahead:
+    train = work.settings.train
+    with Ahead(make, to_do, train.prefetch) as ahead, compiling.compiled(learner.model, train.compile):
         _steps(work, learner, optimizer, material, progress, held, ahead)
 
 
@@ -188,7 +202,8 @@ def _steps(
         index = progress.done
         rows, batches = ahead.take(plan.start + index)
         measure = train.gradient_norms_steps > 0 and (index + 1) % train.gradient_norms_steps == 0
-        found = gradient_of(learner, batches, plan.start + index, measure)
+        with compiling.paused(train.compile and measure):
+            found = gradient_of(learner, batches, plan.start + index, measure)
         watch.refuse_infinite(found, index + 1)
         if message := watch.refuse_spikes(found, index + 1, train):
             work.emit(Warned(message))
@@ -214,7 +229,8 @@ def _steps(
             tokens = 0
         if settings.evaluate.every_steps and progress.done % settings.evaluate.every_steps == 0:
             ahead.rest()
-            _evaluate(work, learner, material, progress, held)
+            with compiling.paused(train.compile):
+                _evaluate(work, learner, material, progress, held)
             _save_step(work, learner, optimizer, progress)
         elif progress.done % train.save_steps == 0 or progress.done == plan.steps:
             _save_step(work, learner, optimizer, progress)
