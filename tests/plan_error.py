@@ -109,8 +109,8 @@ def shape_of(config: dict) -> shapes.Shape:
     )  # fmt: skip
 
 
-def measured(one: dict) -> dict:
-    """Two optimizer steps on a base loaded from disk: {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
+def measured(one: dict, base: str | None = None) -> dict:
+    """Two optimizer steps on a base loaded from disk (written first, unless it is there): {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
     imports left, or the most that torch reserved on a GPU; seconds: of the second step."""
     import torch
 
@@ -120,10 +120,11 @@ def measured(one: dict) -> dict:
     settings = Settings.model_validate(one["settings"])
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        in_child(write_base, one["config"], folder)
+        if base is None:
+            in_child(write_base, one["config"], folder)
         models.prepare(settings.train)
         floor = 0 if on_gpu else _resident()
-        learner, rows = prepared(one, settings, folder)
+        learner, rows = prepared(one, settings, base or folder)
         optimizer = torch.optim.AdamW(learner.parameters)
         learner.model.train()
         for step in range(2):
