@@ -96,18 +96,22 @@ def standing(settings: Settings, shape: Shape, place: Place) -> Parts:
 def base_weights(settings: Settings, shape: Shape) -> float:
     """The frozen base on the device: what is quantised are the linear modules of the layers."""
     model = settings.model
-    plain = BYTES[model.dtype]
-    linear = 2 if settings.train.mixed_precision == "bf16" else plain  # engine.products.narrow
+    resident = shape.layers
+    if model.stream_layers:
+        resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
+    return resident * layer_bytes(settings, shape) + shape.other_weights * BYTES[model.dtype]
+
+
+def layer_bytes(settings: Settings, shape: Shape) -> float:
+    """Of the frozen weights of one decoder layer."""
+    model = settings.model
+    linear = 2 if settings.train.mixed_precision == "bf16" else BYTES[model.dtype]  # engine.products.narrow
     outside = [size for _, size in shape.linear().values()]
-    layer = {
+    return {
         None: shape.layer_weights * linear,
         "nf4": shape.layer_weights * NF4,
         "int8": shape.layer_weights + 4 * sum(outside),
     }[model.quantize]
-    resident = shape.layers
-    if model.stream_layers:
-        resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
-    return resident * layer + shape.other_weights * plain
 
 
 def adapter_weights(settings: Settings, shape: Shape) -> int:
