@@ -40,7 +40,12 @@ def forward(
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     plain = attention_mask is None and causal and not dropout and not any(kwargs.get(n) is not None for n in STRANGE)
-    if plain and query.device.type == "cpu" and query.shape[2] == key.shape[2] >= FEWEST:
+    if (
+        plain
+        and query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and query.shape[2] == key.shape[2] >= FEWEST
+    ):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         kind = autocast_type(query) or query.dtype  # torch's own is cast by autocast, too
         return _Blocks.apply(query.to(kind), key.to(kind), value.to(kind), scale), None

@@ -2,7 +2,7 @@
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from random import Random
 from typing import NamedTuple
@@ -223,7 +223,9 @@ class Batch(NamedTuple):
     micro-batches; diversity (part = 1 / micro-batches) and the negatives of the contrastive term are the stated
     exceptions. documents (N,): 1 / new documents of the step, 0 for old ones. pairs (M, 2): the rows of both sides of a
     pair, of the same row twice where a document is paired with its own summary; pair = 1 / pairs of the step.
-    groups (N,). rows_of: {"base" or phase: rows (n,) whose teacher it is}.
+    groups (N,). rows_of: {"base" or phase: rows (n,) whose teacher it is}; tokens_of: {the same: which of the K tokens are
+    theirs}. What a mask would select is given by its numbers too (positions: of the K tokens in the flattened ids), since
+    a GPU must be waited for to count a mask.
     """
 
     ids: Tensor
@@ -237,19 +239,32 @@ class Batch(NamedTuple):
     pair: float
     groups: Tensor
     rows_of: dict[str, Tensor]
+    tokens_of: dict[str, Tensor]
+    positions: Tensor
 
     def to(self, device) -> "Batch":
-        return self._replace(**{name: _moved(value, device) for name, value in self._asdict().items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def tokens_of(self, rows: Tensor) -> Tensor:
-        """(K,) bool: the tokens of some of the rows."""
-        return torch.isin(self.rows, rows)
+    def pinned(self) -> "Batch":
+        """In host memory that a GPU reads by itself, so that `to` need not be waited for."""
+        return self._each(Tensor.pin_memory)
+
+    def answers_to(self, teacher: str) -> tuple[Tensor, Tensor]:
+        """What a teacher is asked: ids (n, L) of its rows, and the positions of their tokens in these, flattened."""
+        rows, length = self.rows_of[teacher], self.ids.shape[1]
+        before = torch.zeros(len(self.ids), dtype=torch.long, device=rows.device)
+        before[rows] = rows - torch.arange(len(rows), device=rows.device)  # rows of others before each of its own
+        tokens = self.tokens_of[teacher]
+        return self.ids[rows], self.positions[tokens] - before[self.rows[tokens]] * length
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return self._replace(**{name: _changed(value, change) for name, value in self._asdict().items()})
 
 
-def _moved(value, device):
+def _changed(value, change: Callable[[Tensor], Tensor]):
     if isinstance(value, dict):
-        return {name: _moved(item, device) for name, item in value.items()}
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return {name: _changed(item, change) for name, item in value.items()}
+    return change(value) if isinstance(value, Tensor) else value
 
 
 class Totals(NamedTuple):
@@ -386,6 +401,7 @@ def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal
         if row.teacher:
             teachers.setdefault(row.teacher, []).append(index)
     of_row = torch.tensor(of_row)
+    rows_of = {name: torch.tensor(indices) for name, indices in teachers.items()}
     weights = {name: _of_rows(rows, streams)[of_row] for name, streams in totals.weights.items()}
     if "term" in weights:
         weights["term"] *= torch.tensor(term)
@@ -402,8 +418,15 @@ def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal
         pairs=_pairs(rows, pairs),
         pair=totals.pair,
         groups=torch.tensor([row.group for row in rows]),
-        rows_of={name: torch.tensor(indices) for name, indices in teachers.items()},
+        rows_of=rows_of,
+        tokens_of={name: _numbers(torch.isin(of_row, indices)) for name, indices in rows_of.items()},
+        positions=_numbers(predicts),
     )
+
+
+def _numbers(mask: Tensor) -> Tensor:
+    """Where a mask is true, counted in row-major order."""
+    return mask.flatten().nonzero()[:, 0]
 
 
 def _of_rows(rows: list[Row], weights: dict[str, float]) -> Tensor:

@@ -66,7 +66,7 @@ class Contrast(nn.Module):
             self.queue = Sides(*(state[f"queue.{name}"].to(self.projection.device) for name in Sides._fields))
 
 
-def crossclr(sides: Sides, queue: Sides | None, settings: CrossClr) -> tuple[Tensor, dict[str, float]]:
+def crossclr(sides: Sides, queue: Sides | None, settings: CrossClr) -> tuple[Tensor, dict[str, Tensor]]:
     """(sum over the M anchors of (L_x + L_y) / 2, in nats; {negatives, pruned}).
 
     L_x(i) = w_i * -log[ d(x_i, y_i) / (d(x_i, y_i) + sum_inter d(x_i, y_k) + intra_weight * sum_intra d(x_i, x_k)) ],
@@ -85,7 +85,7 @@ def crossclr(sides: Sides, queue: Sides | None, settings: CrossClr) -> tuple[Ten
     loss_y = _one_side(sides.y, positive, (known.x, kept_x), (known.y, kept_y), settings)
     weighted = _weights(strength_x, settings)[:count] * loss_x + _weights(strength_y, settings)[:count] * loss_y
     pruned = (torch.cat([strength_x, strength_y]) > settings.prune_above).float().mean()
-    return weighted.sum() / 2, {"negatives": float((kept_x.sum() + kept_y.sum()) / count), "pruned": float(pruned)}
+    return weighted.sum() / 2, {"negatives": (kept_x.sum() + kept_y.sum()) / count, "pruned": pruned}
 
 
 def _one_side(anchors: Tensor, positive: Tensor, inter: tuple, intra: tuple, settings: CrossClr) -> Tensor:

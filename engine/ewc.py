@@ -286,15 +286,16 @@ def penalty(model: nn.Module, anchors: list[Anchor], settings: Ewc) -> Tensor:
 def distance(model: nn.Module, anchor: Anchor) -> float:
     """||Delta W - Delta W*||_F / ||Delta W*||_F over all adapted layers: how far the update has really moved, since AdamW
     rescales the gradient of the penalty. Source: METHODS, section 9, mistake 17."""
-    weights, moved, whole = trainable(model), 0.0, 0.0
+    weights, moved, whole = trainable(model), [], []
     for layer, scale in scales(model).items():
         a, b = (f"{layer}.lora_{side}.{STUDENT}.weight" for side in "AB")
         now, then = (weights[a].float(), weights[b].float()), (anchor.weights[a], anchor.weights[b])
         none = (torch.zeros_like(then[0]), torch.zeros_like(then[1]))
         ones = [torch.full((size,), float(other), device=then[0].device) for size, other in _sides(then)]
-        moved += product_penalty(now, then, *ones, scale).item()
-        whole += product_penalty(then, none, *ones, scale).item()
-    return (moved / whole) ** 0.5 if whole else 0.0
+        moved.append(product_penalty(now, then, *ones, scale))
+        whole.append(product_penalty(then, none, *ones, scale))
+    there, size = torch.stack([torch.stack(values).double().sum() for values in (moved, whole)]).tolist()
+    return (there / size) ** 0.5 if size else 0.0
 
 
 def _sides(factors: tuple[Tensor, Tensor]) -> list[tuple[int, int]]:

@@ -46,21 +46,32 @@ class Gradient(NamedTuple):
 
 
 def gradient(learner: Learner, rows: list[Row], step: int, measure: bool = False) -> Gradient:
-    """Leave the gradient of a step's rows in the parameters.
+    """Leave the gradient of a step's rows in the parameters."""
+    return gradient_of(learner, cut(learner, rows), step, measure)
 
-    The step is cut into micro-batches as for one process; n processes take every n-th of them and add their gradients
-    up, so weights do not depend on n. The dropout of a micro-batch follows from (seed, step, its number).
-    """
-    settings, accelerator = learner.settings, learner.accelerator
-    tally = _Tally(learner, measure)
-    cut = micro_batches(
+
+def cut(learner: Learner, rows: list[Row]) -> list[Batch]:
+    """A step's rows as micro-batches on the host, as for one process; pinned where a GPU fetches them."""
+    settings = learner.settings
+    batches = micro_batches(
         rows, settings.train.per_device_train_batch_size, settings.replay.batch_share, learner.pad,
         settings.losses.crossclr.pairs, settings.train.micro_batch_tokens,
     )  # fmt: skip
+    return [batch.pinned() for batch in batches] if learner.accelerator.device.type == "cuda" else batches
+
+
+def gradient_of(learner: Learner, batches: list[Batch], step: int, measure: bool = False) -> Gradient:
+    """Leave the gradient of a step's micro-batches in the parameters. A GPU is waited for once, at the end.
+
+    n processes take every n-th micro-batch and add their gradients up, so weights do not depend on n. The dropout of a
+    micro-batch follows from (seed, step, its number).
+    """
+    settings, accelerator = learner.settings, learner.accelerator
+    tally = _Tally(learner, measure)
     fresh: list[tuple[int, Sides]] = []
-    for number in range(accelerator.process_index, len(cut), accelerator.num_processes):
+    for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
         torch.manual_seed(integer(settings.train.seed, "dropout", step, number))
-        sides = _backward(learner, cut[number].to(accelerator.device), tally)
+        sides = _backward(learner, batches[number].to(accelerator.device), tally)
         fresh += [(number, sides)] if sides else []
     if learner.anchors and accelerator.is_main_process:  # once a step, whatever the accumulation
         if measure:
@@ -91,7 +102,7 @@ def _backward(learner: Learner, batch: Batch, tally: "_Tally") -> Sides | None:
         tally.note(figures)
         sides = sides.detach()
     if tally.measure and "floor" not in parts:
-        tally.note({"token_entropy": losses.token_entropy(losses.wide(logits.detach()).log_softmax(-1)).mean().item()})
+        tally.note({"token_entropy": losses.token_entropy(losses.wide(logits.detach()).log_softmax(-1)).mean()})
     tally.backward(parts)
     return sides
 
@@ -101,23 +112,21 @@ class _Tally:
 
     def __init__(self, learner: Learner, measure: bool):
         self.learner, self.measure = learner, measure
-        self.values = torch.zeros(2, len(COMPONENTS), dtype=torch.float64)  # sums, and whether a component was there
+        self.sums: dict[str, Tensor] = {}  # on the device, where they wait to be read together
         self.flat: dict[str, Tensor] = {}
-        self.figures: dict[str, list[float]] = {}
+        self.figures: dict[str, list[Tensor | float]] = {}
 
-    def note(self, figures: dict[str, float]) -> None:
+    def note(self, figures: dict[str, Tensor | float]) -> None:
         for name, value in figures.items():
-            self.figures.setdefault(name, []).append(value)
+            self.figures.setdefault(name, []).append(value.double() if isinstance(value, Tensor) else value)
 
     def backward(self, parts: dict[str, Tensor]) -> None:
         if self.measure:
             for name, value in parts.items():
                 self._add_gradient(name, value)
         self.learner.accelerator.backward(sum(parts.values()))
-        named = torch.stack([value.detach().double() for value in parts.values()]).tolist()  # one wait for the device
-        for name, value in zip(parts, named, strict=True):
-            self.values[0, COMPONENTS.index(name)] += value
-            self.values[1, COMPONENTS.index(name)] = 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
 
     def _add_gradient(self, name: str, value: Tensor) -> None:
         parameters = self.learner.parameters
@@ -127,22 +136,37 @@ class _Tally:
 
     def result(self) -> Gradient:
         accelerator = self.learner.accelerator
-        figures = {name: sum(values) / len(values) for name, values in self.figures.items()}
+        values = torch.zeros(2, len(COMPONENTS), dtype=torch.float64)  # sums, and whether a component was there
+        sums, figures = self._read()
+        for name, value in sums.items():
+            values[:, COMPONENTS.index(name)] = torch.tensor([value, 1.0], dtype=torch.float64)
         if accelerator.num_processes > 1:
-            self.values = accelerator.reduce(self.values.to(accelerator.device), "sum").cpu()
+            values = accelerator.reduce(values.to(accelerator.device), "sum").cpu()
             every = [figures_of for figures_of in gather_object([figures]) if figures_of]
             names = {name for figures_of in every for name in figures_of}
             figures = {n: sum(f[n] for f in every if n in f) / sum(n in f for f in every) for n in sorted(names)}
-        values, there = self.values.tolist()
-        parts = {name: value for name, value, seen in zip(COMPONENTS, values, there, strict=True) if seen}
+        totals, there = values.tolist()
+        parts = {name: total for name, total, seen in zip(COMPONENTS, totals, there, strict=True) if seen}
         return Gradient(parts, figures, self._norms(parts) if self.measure else {})
+
+    def _read(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums of the losses and means of the figures: the one wait for the device in a step."""
+        figures = {name: sum(values) / len(values) for name, values in self.figures.items()}
+        waiting = [*self.sums.values(), *figures.values()]
+        read = _floats(waiting, self.learner.accelerator.device)
+        return dict(zip(self.sums, read, strict=False)), dict(zip(figures, read[len(self.sums) :], strict=True))
 
     def _norms(self, parts: dict[str, float]) -> dict[str, float]:
         parameters, norms = self.learner.parameters, {}
         for name in parts:
             flat = self.flat[name] if name in self.flat else _flat(parameters, [None] * len(parameters))
-            norms[name] = self.learner.accelerator.reduce(flat, "sum").norm().item()
-        return norms
+            norms[name] = self.learner.accelerator.reduce(flat, "sum").norm()
+        return dict(zip(norms, _floats(list(norms.values()), self.learner.accelerator.device), strict=True))
+
+
+def _floats(values: list[Tensor | float], device: torch.device) -> list[float]:
+    wide = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
+    return torch.stack(wide).tolist() if wide else []
 
 
 def _flat(parameters: list[nn.Parameter], gradients) -> Tensor:

@@ -67,8 +67,8 @@ def floor(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
     H_ref is that of the row's teacher, the model before the phase. Source: METHODS, section 6, option floor.
     """
     reference = torch.zeros_like(batch.weights["floor"], dtype=wide(logits).dtype)
-    for name, rows in batch.rows_of.items():
-        reference = reference.masked_scatter(batch.tokens_of(rows), token_entropy(told[name]))
+    for name, tokens in batch.tokens_of.items():
+        reference = reference.index_copy(0, tokens, token_entropy(told[name]))
     short = (reference - token_entropy(wide(logits).log_softmax(-1))).clamp_min(0)
     return (short * batch.weights["floor"]).sum()
 
@@ -92,7 +92,7 @@ def drift(means: Tensor, batch: Batch, embedding: Tensor, target: float) -> Tens
     return (short * batch.documents).sum()
 
 
-def contrastive(sides: Sides, batch: Batch, contrast: Contrast, settings: CrossClr) -> tuple[Tensor, dict[str, float]]:
+def contrastive(sides: Sides, batch: Batch, contrast: Contrast, settings: CrossClr) -> tuple[Tensor, dict[str, Tensor]]:
     """(CrossCLR, mean over the pairs of the step, in nats per anchor; {negatives, pruned}). See `crossclr`."""
     total, told = crossclr(sides, contrast.queue, settings)
     return total * batch.pair, told
@@ -120,9 +120,8 @@ def _masked_means(states: Tensor, mask: Tensor) -> Tensor:
 def divergences(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
     """(K,): KL(teacher || model) at the tokens of rows that have a teacher, 0 elsewhere."""
     found = torch.zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
-    for name, rows in batch.rows_of.items():
-        tokens = batch.tokens_of(rows)
-        found = found.masked_scatter(tokens, divergence(logits[tokens], told[name]))
+    for name, tokens in batch.tokens_of.items():
+        found = found.index_copy(0, tokens, divergence(logits[tokens], told[name]))
     return found
 
 

@@ -55,6 +55,8 @@ def load_base(model: str, settings: Model) -> nn.Module:
     """The frozen base on its device, in eval mode, quantised or streamed as the settings say. Raises ConfigError if it
     cannot be loaded."""
     extras.demand(settings)
+    if settings.liger and device().type != "cuda":
+        raise ConfigError("model.liger: its kernels run on a GPU, and there is none here. Set model.liger=false")
     how = {"revision": settings.revision, "dtype": DTYPES[settings.dtype]}
     if settings.quantize:
         how |= {"quantization_config": _quantization(settings), "device_map": {"": device()}}
@@ -64,6 +66,8 @@ def load_base(model: str, settings: Model) -> nn.Module:
         raise ConfigError(_not_loaded(model, error)) from error
     base.generation_config.max_length = None  # only max_new_tokens decides
     frozen(base)
+    if settings.liger:
+        _with_liger(base)
     if settings.stream_layers:
         streaming.stream(base, settings.stream_layers, device())
     return (base if settings.quantize else base.to(device())).eval()
@@ -72,6 +76,23 @@ def load_base(model: str, settings: Model) -> nn.Module:
 def frozen(base: nn.Module) -> nn.Module:
     """A base that does not learn, with this engine's own products, attention and gated layers; its weights are the same."""
     return norms.join(gated.join(attention.join(products.freeze(base))))
+
+
+def _with_liger(base: nn.Module) -> None:
+    """Liger's norms, rotary positions and gated layers; not its losses: ours need the logits of the label positions.
+
+    Raises ConfigError for a model it has no kernels for.
+    """
+    kind = base.config.model_type
+    if kind not in extras.LIGER_KNOWS:
+        raise ConfigError(
+            f"model.liger: there are no kernels for a model of type {kind}, only for {', '.join(extras.LIGER_KNOWS)}. "
+            "Set model.liger=false"
+        )
+    from liger_kernel import transformers as liger
+
+    apply = getattr(liger, f"apply_liger_kernel_to_{kind}")
+    apply(rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=base)
 
 
 def _quantization(settings: Model) -> BitsAndBytesConfig:
@@ -197,7 +218,23 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
-    return model(input_ids=batch.ids, logits_to_keep=batch.predicts, use_cache=False).logits
+    return logits_at(model, batch.ids, batch.positions)
+
+
+def logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits (K, V) of ids (N, L) at positions (K,) of the flattened ids.
+
+    transformers' own logits_to_keep takes a mask, whose size a GPU must be waited for.
+    """
+
+    def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, 1)[positions],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(kept)
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
 
 
 def logits_and_states(model: PeftModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -233,9 +270,8 @@ def teacher_log_probabilities(model: PeftModel, batch: Batch, names: Iterable[st
     was_training, found = model.training, {}
     model.eval()
     for name in wanted:
-        rows = batch.rows_of[name]
         with torch.no_grad(), _speaking(model, name):
-            logits = model(input_ids=batch.ids[rows], logits_to_keep=batch.predicts[rows], use_cache=False).logits
+            logits = logits_at(model, *batch.answers_to(name))
         found[name] = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     model.train(was_training)
     return found

@@ -29,7 +29,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed: (..., N). To be called where no gradient is recorded."""
     rows = x.numel() // x.shape[-1]
     alike = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    if not (ONEDNN and alike and rows >= FEWEST_ROWS):
+    # torch.compile makes its own choice, and knows this operation only for weights that it packed itself
+    if torch.compiler.is_compiling() or not (ONEDNN and alike and rows >= FEWEST_ROWS):
         return functional.linear(x, weight, bias)
     if not rows % ROWS:
         return _onednn(x, weight, bias)

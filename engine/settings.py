@@ -61,6 +61,10 @@ class Model(Section):
     quantize: Literal["nf4", "int8"] | None = Field(
         None, description="frozen linear layers in 4 or 8 bits; needs bitsandbytes"
     )
+    liger: bool = Field(
+        False,
+        description="Liger's kernels for norms, rotary positions and gated layers; needs a GPU and liger-kernel",
+    )
     stream_layers: int = Field(
         0,
         ge=0,
@@ -294,6 +298,13 @@ class Train(Section):
     logging_steps: int = Field(1, ge=1, description="steps between two reports")
     save_steps: int = Field(50, ge=1, description="steps between two checkpoints")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept inside a phase, besides final")
+    prefetch: int = Field(
+        1, ge=0, description="steps whose micro-batches a thread makes while an earlier step trains; 0: none"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the decoder layers in training; the first steps take minutes. Needs a compiler",
+    )
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0: one per core")
     gradient_norms_steps: int = Field(
         100, ge=0, description="steps between two measurements of each loss's own gradient norm; 0: never"
@@ -458,6 +469,15 @@ class Settings(Section):
         ):
             if wanted and not self.train.gradient_checkpointing:
                 raise ValueError(f"{name} works on checkpointed layers: set train.gradient_checkpointing=true too")
+        for name, wanted in (
+            ("quantize", self.model.quantize),
+            ("stream_layers", self.model.stream_layers),
+        ):
+            if self.train.compile and wanted:
+                raise ValueError(
+                    f"train.compile and model.{name} exclude each other: torch.compile is for layers that stay on the "
+                    f"device in 16 or 32 bits. Set train.compile=false, or leave model.{name} out"
+                )
         if self.model.name_or_path and self.model.build:
             raise ValueError("model.name_or_path and model.build exclude each other; set one of them to null")
         return self

@@ -12,13 +12,26 @@ from accelerate import Accelerator
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from engine import adapted, checkpoint, consolidate, development, ewc, files, handover, models, trackers
+from engine import (
+    adapted,
+    checkpoint,
+    compiling,
+    consolidate,
+    development,
+    ewc,
+    extras,
+    files,
+    handover,
+    models,
+    trackers,
+)
+from engine.ahead import Ahead
 from engine.auto import warmup
-from engine.batches import BASE
+from engine.batches import BASE, Batch, Row
 from engine.contrastive import Contrast
 from engine.corpus.records import Record
 from engine.events import Evaluated, PhaseStarted, Saved, Stage, Step, Warned
-from engine.gradient import Learner, gradient
+from engine.gradient import Learner, cut, gradient_of
 from engine.material import Material, prepare
 from engine.settings import ConfigError, Settings
 from engine.watch import Watch, restored
@@ -48,6 +61,7 @@ def run(work: Work) -> dict:
     if not checkpoint.verify(final):
         return {"checkpoint": str(final)}  # the work was done; only the word of it was lost
     settings = work.settings
+    extras.demand_compiler(settings.train, torch.cuda.is_available())
     accelerator = _accelerator(work)
     work = work if accelerator.is_main_process else replace(work, emit=lambda event: None)
     work.emit(Stage("loading"))
@@ -152,7 +166,29 @@ def _origin(start: Path | None) -> str | None:
 
 
 def _train(work: Work, learner: Learner, optimizer, material: Material, progress: Progress, held: list[Record]) -> None:
-    """The steps of the phase that are still to do. Batch, dropout and rate of a step follow from (seed, step) alone."""
+    """The steps of the phase that are still to do, their micro-batches made ahead."""
+
+    def make(step: int) -> tuple[list[Row], list[Batch]]:
+        rows = material.rows(step)
+        return rows, cut(learner, rows)
+
+    plan = material.plan
+    to_do = range(plan.start + progress.done, plan.start + plan.steps)
+    train = work.settings.train
+    with Ahead(make, to_do, train.prefetch) as ahead, compiling.compiled(learner.model, train.compile):
+        _steps(work, learner, optimizer, material, progress, held, ahead)
+
+
+def _steps(
+    work: Work,
+    learner: Learner,
+    optimizer,
+    material: Material,
+    progress: Progress,
+    held: list[Record],
+    ahead: Ahead[tuple[list[Row], list[Batch]]],
+) -> None:
+    """Batch, dropout and rate of a step follow from (seed, step) alone."""
     settings, plan = work.settings, material.plan
     train, watch, accelerator = settings.train, progress.watch, learner.accelerator
     clock, tokens = time.perf_counter(), 0
@@ -164,9 +200,10 @@ def _train(work: Work, learner: Learner, optimizer, material: Material, progress
             _save_step(work, learner, optimizer, progress)
             raise Cancelled
         index = progress.done
-        rows = material.rows(plan.start + index)
+        rows, batches = ahead.take(plan.start + index)
         measure = train.gradient_norms_steps > 0 and (index + 1) % train.gradient_norms_steps == 0
-        found = gradient(learner, rows, plan.start + index, measure)
+        with compiling.paused(train.compile and measure):
+            found = gradient_of(learner, batches, plan.start + index, measure)
         watch.refuse_infinite(found, index + 1)
         if message := watch.refuse_spikes(found, index + 1, train):
             work.emit(Warned(message))
@@ -191,7 +228,9 @@ def _train(work: Work, learner: Learner, optimizer, material: Material, progress
             trackers.log(accelerator, step, plan.start)
             tokens = 0
         if settings.evaluate.every_steps and progress.done % settings.evaluate.every_steps == 0:
-            _evaluate(work, learner, material, progress, held)
+            ahead.rest()
+            with compiling.paused(train.compile):
+                _evaluate(work, learner, material, progress, held)
             _save_step(work, learner, optimizer, progress)
         elif progress.done % train.save_steps == 0 or progress.done == plan.steps:
             _save_step(work, learner, optimizer, progress)
@@ -199,8 +238,10 @@ def _train(work: Work, learner: Learner, optimizer, material: Material, progress
 
 def _cancelled(work: Work, accelerator: Accelerator) -> bool:
     """Whether any process has been asked to stop: they must all leave at the same step."""
-    asked = torch.tensor(float(work.cancelled()), device=accelerator.device)
-    return bool(accelerator.reduce(asked, "sum")) if accelerator.num_processes > 1 else bool(asked)
+    asked = work.cancelled()
+    if accelerator.num_processes == 1:
+        return asked
+    return bool(accelerator.reduce(torch.tensor(float(asked), device=accelerator.device), "sum"))
 
 
 def _evaluate(work: Work, learner: Learner, material: Material, progress: Progress, held: list[Record]) -> None:

@@ -12,6 +12,7 @@ from jobs.home import Home
 KEPT, COUNTED = 50, 5  # measurements of a machine that are kept, and of them those that count
 LEAST, MOST = 0.5, 2.0  # a correction beyond these says that something else is wrong
 SPEED = {"cuda": 6e13, "cpu": 1.5e10}  # operations a second (of a GPU; of a core) while nothing has been measured
+LINK = 2e10  # bytes a second from pinned host memory to a GPU; PCIe 4 with 16 lanes gives about 2.5e10
 
 
 def path(home: Home) -> Path:

@@ -193,5 +193,5 @@ def _score_given(
 
     if not (predictions and references) or other:
         raise ConfigError("evaluate: give --predictions and --references together, or --checkpoint")
-    value = given.score(predictions, references, out, overrides)
+    value = given.score(predictions, references, out, overrides, say)
     put(value, given.text(value), as_json)

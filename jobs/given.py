@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.evaluation.table import METRICS, digits
@@ -12,20 +13,46 @@ from engine.settings import ConfigError
 from jobs import show
 from jobs.home import PROJECT
 
+PROGRESS = "progress: "
 
-def score(predictions: Path, references: Path, out: Path | None, overrides: Sequence[str]) -> dict:
-    """{metrics, documents, scored_by, out}. Raises ConfigError with what the child says is wrong."""
+
+def score(
+    predictions: Path,
+    references: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    say: Callable[[str], None] = lambda line: None,
+) -> dict:
+    """{metrics, documents, scored_by, out}; how far it is goes to `say`. Raises ConfigError with what the child says is
+    wrong. The child ends with its caller."""
     command = [sys.executable, "-m", "engine.evaluation.given", str(predictions), str(references), str(out or "")]
     where = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": where, "PYTHONHASHSEED": "0"}  # as for a job: the same bits each time
-    child = subprocess.run(
-        [*command, *overrides], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    if child.returncode:
-        raise ConfigError(*(child.stderr.strip().splitlines()[-10 if child.returncode == 2 else -1 :] or ["no result"]))
-    value = json.loads(child.stdout)
-    value["warnings"] = [line for line in child.stderr.splitlines() if line.startswith("warning: ")]
+    with tempfile.TemporaryFile("w+") as answer:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": answer, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen([*command, *overrides], env=environment, **streams) as child:
+            lines = _heard(child, say)
+        if child.returncode:
+            raise ConfigError(*(lines[-10 if child.returncode == 2 else -1 :] or ["no result"]))
+        answer.seek(0)
+        value = json.load(answer)
+    value["warnings"] = [line for line in lines if line.startswith("warning: ")]
     return value
+
+
+def _heard(child: subprocess.Popen, say: Callable[[str], None]) -> list[str]:
+    """What a child says on stderr, but for its progress, which is passed on as it comes."""
+    lines = []
+    try:
+        for line in map(str.rstrip, child.stderr):
+            if line.startswith(PROGRESS):
+                say(line.removeprefix(PROGRESS))
+            elif line:
+                lines.append(line)
+    except BaseException:
+        child.terminate()
+        raise
+    return lines
 
 
 def text(value: dict) -> str:

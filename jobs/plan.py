@@ -78,6 +78,7 @@ def phase_value(home: Home, settings: Settings, known: Lengths, number: int, whe
     ratio = calibration.memory_ratio(home, where.name)
     operations = flops.of_step(settings, shape, known, number)
     speed, told = calibration.speed(home, where.name), where.device
+    copying = flops.copied_bytes(settings, shape, known, number) / calibration.LINK if told == "cuda" else 0.0
     cores = 1 if told == "cuda" else settings.train.threads or len(os.sched_getaffinity(0))
     return {
         "machine": where.name,
@@ -90,7 +91,9 @@ def phase_value(home: Home, settings: Settings, known: Lengths, number: int, whe
         "breakdown": {name: round(size / GIB, 3) for name, size in parts.items() if size},
         "stages": {name: round(ratio * sum(part.values()) / GIB, 3) for name, part in found.items()},
         "step_operations": operations,
-        "step_seconds": operations / (speed or calibration.SPEED[told] * cores),
+        "step_seconds": max(
+            operations / (speed or calibration.SPEED[told] * cores), copying
+        ),  # they go on side by side
         "calibrated": speed is not None,
     }
 

@@ -61,6 +61,7 @@ def draft(home: Home, records: Records, request: Request) -> Draft:
         return _draft_on_checkpoint(home, request)
     given = _with_phase(request)
     extras.demand(given.model)
+    extras.demand_compiler(given.train)
     corpus = assemble(given.data, home.cache)
     if not given.train.auto:
         return _draft_training(home, records, request, given, corpus)

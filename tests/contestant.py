@@ -119,12 +119,12 @@ def peer(given: dict, take, tell) -> None:
         fill(model)
         trainer = Trainer(model, TrainingArguments(**arguments), collate, rows, callbacks=[turns])
     else:
-        trainer = sft(model, config, arguments, rows, given, turns)
+        trainer = sft(model, config, arguments, rows, SIZES[given["size"]]["vocab_size"], turns)
         fill(trainer.model)
     trainer.train()
 
 
-def sft(model, config: LoraConfig, arguments: dict, rows: list[dict], given: dict, turns: Turns):
+def sft(model, config: LoraConfig, arguments: dict, rows: list[dict], vocabulary: int, turns: TrainerCallback):
     import pyarrow
     from datasets import Dataset
     from tokenizers import Tokenizer
@@ -132,7 +132,7 @@ def sft(model, config: LoraConfig, arguments: dict, rows: list[dict], given: dic
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    words = {f"w{n}": n for n in range(SIZES[given["size"]]["vocab_size"])}
+    words = {f"w{n}": n for n in range(vocabulary)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, "w1")), pad_token="w0", eos_token="w2", unk_token="w1"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.mixture import generator
 from engine.plan import memory, shapes
-from engine.plan.load import lengths
+from engine.plan.load import lengths, old_rows
 from engine.settings import Settings
 from jobs import plan
 
@@ -95,6 +95,8 @@ def predicted(one: dict, device: str = "cpu") -> float:
     learnt, plain = documents(one["length"], settings.batch_records, one["config"]["vocab_size"])
     known = lengths([(len(ids), len(ids) - prompt) for ids, prompt in learnt], [len(ids) for ids in plain])
     phase = int(bool(settings.ewc.lambda_))  # with the full recipe: one teacher, one anchor
+    rows = settings.batch_records + old_rows(settings, known, phase)
+    known = known._replace(different=-(-rows // settings.train.per_device_train_batch_size))  # it sees one step's alone
     found = plan.stages(settings, shape_of(one["config"]), known, device, phase)
     _, parts = memory.peak({stage: found[stage] for stage in ("training", "stepping")})
     return (sum(parts.values()) - parts["process"]) / 2**30
@@ -108,8 +110,8 @@ def shape_of(config: dict) -> shapes.Shape:
     )  # fmt: skip
 
 
-def measured(one: dict) -> dict:
-    """Two optimizer steps on a base loaded from disk: {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
+def measured(one: dict, base: str | None = None) -> dict:
+    """Two optimizer steps on a base loaded from disk (written first, unless it is there): {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
     imports left, or the most that torch reserved on a GPU; seconds: of the second step."""
     import torch
 
@@ -119,10 +121,11 @@ def measured(one: dict) -> dict:
     settings = Settings.model_validate(one["settings"])
     on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        in_child(write_base, one["config"], folder)
+        if base is None:
+            in_child(write_base, one["config"], folder)
         models.prepare(settings.train)
         floor = 0 if on_gpu else _resident()
-        learner, rows = prepared(one, settings, folder)
+        learner, rows = prepared(one, settings, base or folder)
         optimizer = torch.optim.AdamW(learner.parameters)
         learner.model.train()
         for step in range(2):

@@ -59,13 +59,13 @@ def test_a_fresh_adapter_is_the_base_and_its_seed_decides(base, tiny_base):
 
 def test_the_adapter_switched_off_is_the_raw_base(base):
     made = batch()
-    plain = models.summary_logits(base, made)[made.tokens_of(made.rows_of["base"])].log_softmax(-1)
+    plain = models.summary_logits(base, made)[made.tokens_of["base"]].log_softmax(-1)
     model = perturbed(models.attach(base, Lora(rank=4, alpha=8, dropout=0.5), seed=0)).train()
     teacher = models.teacher_log_probabilities(model, made, ["base"])["base"]
     assert torch.allclose(teacher, plain, atol=1e-6)
     assert model.training and not teacher.requires_grad
     assert not torch.allclose(
-        models.summary_logits(model, made)[made.tokens_of(made.rows_of["base"])].log_softmax(-1), plain, atol=1e-3
+        models.summary_logits(model, made)[made.tokens_of["base"]].log_softmax(-1), plain, atol=1e-3
     )
     assert models.teacher_log_probabilities(model, batch(("new", "new", "new")), ["base"]) == {}
 
@@ -117,7 +117,7 @@ def test_a_phase_s_adapter_teaches_without_learning_and_gives_the_word_back(base
     ]
     made = collate(rows, totals_of(rows, 0.1), 0)
     first = perturbed(models.attach(base, Lora(rank=4, alpha=8, dropout=0), seed=0))
-    expected = models.summary_logits(first, made)[made.tokens_of(made.rows_of["phase1"])].log_softmax(-1).detach()
+    expected = models.summary_logits(first, made)[made.tokens_of["phase1"]].log_softmax(-1).detach()
     first.save_pretrained(tmp_path)
     model = models.attach(models.load_base(str(tiny_base), Model()), Lora(rank=4, alpha=8, dropout=0), seed=1)
     optimizer = torch.optim.AdamW(models.parameter_groups(model, Train(learning_rate=1e-2)))

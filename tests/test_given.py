@@ -8,6 +8,7 @@ from engine.configs import load
 from engine.evaluation import given
 from engine.settings import ConfigError
 from jobs import commands
+from jobs import given as scoring
 from tests.conftest import PROJECT
 
 TEST = PROJECT / "data" / "pocket" / "test.h5"
@@ -66,11 +67,29 @@ def test_what_does_not_belong_together_is_refused(predictions, change, words):
         given.run(predictions, TEST, None, load(None, PLAIN))
 
 
+def test_progress_comes_while_documents_are_scored(predictions, monkeypatch, capsys):
+    """With a report after every document: one line each, then the whole, and nothing of it on stdout."""
+    monkeypatch.setattr(given.score, "REPORT_EVERY", 0.0)
+    assert given.main([str(predictions), str(TEST), "", *PLAIN]) == 0
+    said = capsys.readouterr()
+    expected = [f"progress: scoring {done} of 200 documents" for done in range(201)]
+    assert said.err.splitlines() == expected and json.loads(said.out)["documents"] == 200
+
+
+def test_what_the_caller_hears_is_progress_alone(predictions):
+    heard = []
+    value = scoring.score(predictions, TEST, None, PLAIN, heard.append)
+    assert heard[-1] == "scoring 200 of 200 documents" and not any("progress" in line for line in heard)
+    assert value["warnings"] == [] and value["documents"] == 200
+
+
 @pytest.mark.engine
 def test_on_the_command_line_with_bertscore(predictions, capsys):
     arguments = ["evaluate", "--predictions", str(predictions), "--references", str(TEST)]
     assert commands.main([*arguments, "--json"], lambda home: None) == 0
-    value = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    value = json.loads(said.out)
+    assert "scoring 200 of 200 documents" in said.err and "bertscore 200 of 200 documents" in said.err
     assert value["metrics"]["videos"]["bertscore_f1"] == pytest.approx(100, abs=1e-3)
     assert value["metrics"]["papers"]["bertscore_f1"] == pytest.approx(99, abs=1e-3)  # one is empty
     assert value["scored_by"]["bertscore"] == "all-MiniLM-L6-v2, layer 6"

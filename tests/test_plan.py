@@ -215,6 +215,26 @@ def test_checkpointing_costs_a_forward_more():
     assert plain == pytest.approx(3600 * 32 * 2 * (2 * MISTRAL.layer_weights + 2 * 200 * 4096))
 
 
+def test_copies_of_streamed_layers_go_on_beside_the_computation(tmp_path):
+    """A layer of Mistral has 218,112,000 weights: 436 MB in bf16. 18 micro-batches x (14 forward + 12 backward) x 436 MB, and
+    two replayed rows, in micro-batches of their own, with a teacher."""
+    on = {"gradient_checkpointing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 18}
+    known, model = lengths([(200, 20)]), {"dtype": "bfloat16", "stream_layers": 14}
+    streamed = settings(model=model, train=on)
+    assert flops.copied_bytes(streamed, MISTRAL, known, 0) == pytest.approx(18 * 26 * 2 * 218_112_000, rel=1e-4)
+    replayed = settings(model=model, train=on, replay={"batch_share": 0.1})
+    expected = (20 * 26 + 2 * 14) * 2 * 218_112_000
+    assert flops.copied_bytes(replayed, MISTRAL, known, 1) == pytest.approx(expected, rel=1e-4)
+    assert flops.copied_bytes(settings(train=on), MISTRAL, known, 0) == 0
+
+    where, home = plan.Machine("cuda", "a card", 16.0), Home(tmp_path)
+    named = model | {"name_or_path": "mistralai/Mistral-7B-v0.1"}
+    waits = plan.phase_value(home, settings(model=named, train=on), known, 0, where)
+    assert waits["step_seconds"] == pytest.approx(18 * 26 * 2 * 218_112_000 / calibration.LINK, rel=1e-4)
+    resident = plan.phase_value(home, settings(model=named | {"stream_layers": 0}, train=on), known, 0, where)
+    assert resident["step_seconds"] == pytest.approx(resident["step_operations"] / calibration.SPEED["cuda"])
+
+
 # -- what to change -----------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
     python -m engine.evaluation.given PREDICTIONS REFERENCES [OUT.jsonl] [section.name=value ...]
 
-prints one JSON value: {metrics: {column: means}, documents, scored_by, out}.
+prints one JSON value: {metrics: {column: means}, documents, scored_by, out}; on stderr how far it is, and warnings.
 """
 
 import json
@@ -16,12 +16,15 @@ from engine.corpus import terms
 from engine.corpus.records import HDF5_SUFFIXES, Record
 from engine.corpus.split import read_test
 from engine.evaluation import bertscore, score
+from engine.events import Emit, Event, Scored, Stage
 from engine.settings import ConfigError, Settings
 
 TEXT_KEYS = ("output", "prediction", "generated", "summary")  # the first of these that a line has is its text
 
 
-def run(predictions: Path, references: Path, out: Path | None, settings: Settings) -> dict:
+def run(
+    predictions: Path, references: Path, out: Path | None, settings: Settings, emit: Emit = lambda event: None
+) -> dict:
     """Score predictions against references as an evaluation would; out: also write the rows, a line per document.
 
     Raises ConfigError if they do not belong together.
@@ -34,7 +37,7 @@ def run(predictions: Path, references: Path, out: Path | None, settings: Setting
         {"id": r.id, "modality": r.modality, "reference": r.summary, "output": text, "scores": {}}
         for r, text in zip(records, outputs, strict=True)
     ]
-    rows, scored_by = score.rows(written, [record.source or None for record in records], judge, lexicon)
+    rows, scored_by = score.rows(written, [record.source or None for record in records], judge, lexicon, emit=emit)
     for remark in scored_by.pop("remarks"):
         print(f"warning: {remark}", file=sys.stderr)
     if out:
@@ -106,10 +109,24 @@ def _lines(path: Path) -> list[str]:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
+def progress() -> Emit:
+    """Tells on stderr how many documents each stage has done, as the watcher of a job does."""
+    stage = "scoring"
+
+    def tell(event: Event) -> None:
+        nonlocal stage
+        if isinstance(event, Stage):
+            stage = event.name
+        elif isinstance(event, Scored):
+            print(f"progress: {stage} {event.done} of {event.total} documents", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def main(arguments: Sequence[str]) -> int:
     predictions, references, out, *overrides = arguments
     try:
-        found = run(Path(predictions), Path(references), Path(out) if out else None, load(None, overrides))
+        found = run(Path(predictions), Path(references), Path(out) if out else None, load(None, overrides), progress())
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,9 @@
 """Arithmetic of a phase, from which time follows once a machine's speed is known. Light."""
 
+import math
+
 from engine.plan.load import Lengths, old_rows, step_tokens
+from engine.plan.memory import layer_bytes
 from engine.plan.shapes import Shape
 from engine.settings import Settings
 
@@ -18,3 +21,15 @@ def of_step(settings: Settings, shape: Shape, found: Lengths, phase: int) -> flo
     tokens = step_tokens(settings, found, phase)
     layer = 2 * shape.layer_weights + 2 * (tokens / rows) * shape.queries
     return tokens * shape.layers * layer * (passes + told)
+
+
+def copied_bytes(settings: Settings, shape: Shape, found: Lengths, phase: int) -> float:
+    """What layer streaming sends to the device in an optimizer step: every streamed layer once forward and once backward in
+    each micro-batch, and forward once more for the teacher of each replayed row that stands in one of its own. The last two are still there when the
+    backward pass begins."""
+    count = min(settings.model.stream_layers, shape.layers)
+    size = settings.train.per_device_train_batch_size
+    old = old_rows(settings, found, phase)
+    batches = math.ceil((settings.batch_records + old) / size)
+    passes = count + max(0, count - 2)
+    return layer_bytes(settings, shape) * (batches * passes + min(old, batches) * count)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from engine.plan.memory import Load
 from engine.settings import Settings
 
+PADDED = 16  # tokens, as engine/batches.py pads
 LONG = 0.1  # share of the documents, the longest, whose summaries stand in the largest micro-batch
 
 
@@ -21,6 +22,7 @@ class Lengths(NamedTuple):
     mean_summary: float
     longest_plain: int = 0
     mean_plain: float = 0.0
+    different: int = 1  # lengths, in steps of PADDED tokens
 
     def cut(self, settings: Settings) -> "Lengths":
         """The same where data.max_length is smaller."""
@@ -38,7 +40,7 @@ def lengths(learnt: Sequence[tuple[int, int]], plain: Sequence[int] = ()) -> Len
     return Lengths(
         ordered[0][0], _mean([whole for whole, _ in ordered]), _mean([summary for _, summary in top]),
         max(summary for _, summary in ordered), _mean([summary for _, summary in ordered]),
-        max(plain, default=0), _mean(plain),
+        max(plain, default=0), _mean(plain), len({-(-length // PADDED) for length in [*(whole for whole, _ in ordered), *plain]}),
     )  # fmt: skip
 
 
@@ -66,10 +68,10 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
     others, largest = (rows - 1) * found.summary_on_top, found.longest_summary
     labels = round(others + largest)
     told = labels if looks_back else largest if replayed else 0
-    made = [Load(rows, found.longest, labels, told, largest)]
+    made = [Load(rows, found.longest, labels, told, largest, found.different)]
     if _reads_plain(settings, found):
         scored = found.longest_plain - 1
-        made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest))
+        made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest, found.different))
     return made
 
 

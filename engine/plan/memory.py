@@ -16,9 +16,9 @@ NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (sca
 SHARE_LOST = {"cuda": 0.04, "cpu": 0.33}  # of what comes and goes: gaps; glibc's heap keeps much of what was freed
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
-FIRST_USE = (
-    0.135 * 2**30
-)  # tables that a CPU's first step brings in, and machine code for some hundred shapes of products
+FIRST_USE = 0.035 * 2**30  # tables that a CPU's first step brings in
+CODE = 0.37 * 2**20  # machine code that oneDNN writes for one shape of a product
+CODES, CODES_OF_A_LENGTH = 512, 40  # it keeps (engine/products.py), and micro-batches of one length have
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
 
@@ -33,6 +33,7 @@ class Load:
     labels: int
     told: int = 0
     longest_labels: int = 0  # of one document, for the Fisher
+    lengths: int = 1  # different ones that micro-batches of the job have
 
     @property
     def tokens(self) -> int:
@@ -64,13 +65,15 @@ def stages(settings: Settings, shape: Shape, load: Load, place: Place) -> dict[s
     if settings.ewc.lambda_ and settings.ewc.importance == "fisher":
         found["fisher"] = fisher(settings, shape, load, place)
     found["generating"] = generating(settings, shape, load, place)
-    return {stage: _with_lost(fixed | coming, fixed, place) for stage, coming in found.items()}
+    return {stage: _with_lost(fixed | coming, fixed, load, place) for stage, coming in found.items()}
 
 
-def _with_lost(parts: Parts, fixed: Parts, place: Place) -> Parts:
+def _with_lost(parts: Parts, fixed: Parts, load: Load, place: Place) -> Parts:
     lost = SHARE_LOST[place.device] * (sum(parts.values()) - sum(fixed.values()))
-    lost += 0.0 if place.device == "cuda" else FIRST_USE
-    return parts | {"allocator": lost, "process": CUDA_CONTEXT if place.device == "cuda" else PROCESS}
+    if place.device == "cuda":
+        return parts | {"allocator": lost, "process": CUDA_CONTEXT}
+    code = CODE * min(CODES, CODES_OF_A_LENGTH * load.lengths)
+    return parts | {"allocator": lost, "machine code": FIRST_USE + code, "process": PROCESS}
 
 
 def peak(found: dict[str, Parts]) -> tuple[str, Parts]:
@@ -98,19 +101,26 @@ def standing(settings: Settings, shape: Shape, place: Place) -> Parts:
 def base_weights(settings: Settings, shape: Shape) -> float:
     """The frozen base on the device: what is quantised are the linear modules of the layers."""
     model = settings.model
-    plain = BYTES[model.dtype]
-    linear = 2 if settings.train.mixed_precision == "bf16" else plain  # engine.products.narrow
-    head = shape.vocabulary * shape.hidden * (2 if shape.tied else 2 - plain) if linear != plain else 0
+    resident = shape.layers
+    if model.stream_layers:
+        resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
+    weights = resident * layer_bytes(settings, shape) + shape.other_weights * BYTES[model.dtype]
+    if settings.train.mixed_precision == "bf16" and model.dtype != "bfloat16":  # the output layer too is narrowed
+        head = shape.vocabulary * shape.hidden
+        weights += 2 * head if shape.tied else (2 - BYTES[model.dtype]) * head
+    return weights
+
+
+def layer_bytes(settings: Settings, shape: Shape) -> float:
+    """Of the frozen weights of one decoder layer."""
+    model = settings.model
+    linear = 2 if settings.train.mixed_precision == "bf16" else BYTES[model.dtype]  # engine.products.narrow
     outside = [size for _, size in shape.linear().values()]
-    layer = {
+    return {
         None: shape.layer_weights * linear,
         "nf4": shape.layer_weights * NF4,
         "int8": shape.layer_weights + 4 * sum(outside),
     }[model.quantize]
-    resident = shape.layers
-    if model.stream_layers:
-        resident -= max(0, min(model.stream_layers, shape.layers) - PRESENT_LAYERS)
-    return resident * layer + shape.other_weights * plain + head
 
 
 def adapter_weights(settings: Settings, shape: Shape) -> int:
@@ -153,7 +163,9 @@ def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Part
         held, burst = boundaries * between, layer + backward
     else:
         held, burst = shape.layers * layer, backward
-    activations = held + 2 * between + max(0.0, burst - logits - told)
+    if place.device == "cuda":  # its allocator gives the vocabulary's room to the layers; glibc's heap hardly does
+        burst = max(0.0, burst - logits - told)
+    activations = held + 2 * between + burst
     return {"activations": activations, "logits": logits, "teachers' words": told}
 
 

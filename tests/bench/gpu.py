@@ -1,268 +1,178 @@
-"""All checks that need a GPU; see gpu.sh. Each runs in a process of its own, so that one's memory is not another's."""
+"""All checks that need a GPU; see gpu.sh. Each runs in a process of its own, so that one's memory is not another's.
+
+They stand in the order of their importance: when the time is over, those that are left are cut off, and the table says so.
+"""
 
 import argparse
 import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
 
-from engine.configs import dump, load
-from engine.settings import Settings
-from tests import plan_error
-from tests.plan_error import PLAIN, case
+from engine import extras
+from engine.settings import ConfigError, Train
+from tests.bench.gpu_checks import LIMIT_GIB, VARIANTS, cases
+from tests.conftest import PROJECT
 
-LIMIT_GIB = 16
-MISTRAL = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 32768, "tie_word_embeddings": False}  # fmt: skip
-MIDDLE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, "num_attention_heads": 32,
-          "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": True}  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 500, "tie_word_embeddings": False}  # fmt: skip
-BF16 = {"model": {"dtype": "bfloat16"}, "train": {"mixed_precision": "bf16"}}
-SMALL = ["lora.rank=4", "data.max_summary_length=30", "train.threads=1"]
+WHOLE = 570  # seconds of all parts together
+SMOKE = 1500  # of tiny shapes on a processor that others use too
+TRL = "trl==1.16.0 datasets==5.2.0"
 
 
-def of_config(name: str, config: str, length: int, smoke: bool, *changes: str) -> dict:
-    """A case from a config file, as tests/plan_error.py measures them."""
-    told = load(config, [f"data.max_length={length}", *changes, *(SMALL if smoke else [])])
-    return {"name": name, "config": TINY if smoke else MISTRAL, "length": length, "settings": dump(told)}
+class Part(NamedTuple):
+    """One process. limit: seconds it may take. missing: why it is left out, if it is."""
+
+    name: str
+    check: str
+    number: int
+    limit: int
+    cells: Callable[[dict], tuple[str, str]]
+    missing: str | None = None
 
 
-def cases(smoke: bool) -> list[dict]:
-    """Five configs whose predicted and real peak are compared; the first three are those of a card of 16 GB."""
-    short, long = (64, 128) if smoke else (1024, 4096)
-    middle = TINY if smoke else MIDDLE
-    nf4, bf16 = "configs/mistral_16gb.yaml", "configs/mistral_16gb_bf16.yaml"
+def parts(smoke: bool) -> list[Part]:
+    nf4, nf4_long, streamed, *resident = [
+        Part(one["name"], "step", number, 150 if number < 3 else 50, _peak, _quantised(one))
+        for number, one in enumerate(cases(smoke))
+    ]
+    ours, *others = [
+        Part(f"0.8 B in bf16, plain, {name}", "speed", number, 150 if number == 1 else 50, _pace, _variant(name, smoke))
+        for number, (name, _) in enumerate(VARIANTS)
+    ]
     return [
-        of_config(f"Mistral-7B NF4, 3x6, {short} tokens, full recipe", nf4, short, smoke),
-        of_config(f"Mistral-7B NF4, 3x6, {long} tokens, offload", nf4, long, smoke, "train.checkpoint_offload=true"),
-        of_config(f"Mistral-7B bf16, layers streamed, {short} tokens", bf16, short, smoke),
-        case("0.8 B in bf16, 3x6, plain, all resident", middle, "3x6", short, PLAIN, **BF16),
-        case("0.8 B in bf16, 6x3, checkpointing, dropout 0.1", middle, "6x3", short, PLAIN,
-             model=BF16["model"], train={**BF16["train"], "gradient_checkpointing": True}),
-    ]  # fmt: skip
+        nf4,
+        ours,
+        Part("the same with transformers.Trainer + PEFT", "peer", 0, 60, _pace),
+        Part("the same with TRL's SFTTrainer + PEFT", "peer", 1, 60, _pace, _package("trl", TRL)),
+        Part("gradient, fp32, dropout 0", "agreement", 0, 40, _cosine),
+        Part("Fisher, eight documents a pass", "fisher", 0, 60, _fisher),
+        streamed,
+        *others,
+        *resident,
+        nf4_long,
+    ]
 
 
-def rows(smoke: bool):
+def _package(module: str, wheels: str) -> str | None:
+    return None if importlib.util.find_spec(module) else f"left out: pip install {wheels}"
+
+
+def _quantised(one: dict) -> str | None:
+    return _package("bitsandbytes", extras.BITSANDBYTES) if one["settings"].get("model", {}).get("quantize") else None
+
+
+def _variant(name: str, smoke: bool) -> str | None:
+    if name == "model.liger":
+        return "left out: needs a GPU" if smoke else _package("liger_kernel", extras.LIGER)
+    try:
+        extras.demand_compiler(Train(compile=name == "train.compile"), not smoke)
+    except ConfigError as error:
+        return f"left out: {error}"
+    return None
+
+
+def _pace(found: dict) -> tuple[str, str]:
+    first = f", first step {found['first']:.1f} s" if "first" in found else ""
+    return f"{found['pace']:,.0f} tokens/s, {found['seconds']:.2f} s a step{first}", f"peak {found['gib']:.2f} GiB"
+
+
+def _peak(found: dict) -> tuple[str, str]:
+    told, real = found["predicted"], found["gib"]
+    pace = f"{found['tokens'] / found['seconds']:,.0f} tokens/s, {found['seconds']:.2f} s a step"
+    return pace, f"peak {real:.2f} GiB, predicted {told:.2f} ({100 * (told / real - 1):+.1f} %)"
+
+
+def _cosine(found: dict) -> tuple[str, str]:
+    return f"cosine {found['cosine']:.7f}", "the model's own loss over every position"
+
+
+def _fisher(found: dict) -> tuple[str, str]:
+    pace = f"{found['batched']:.2f} s for {found['documents']} documents"
+    alone = f"one at a time {found['loop']:.2f} s, ratio {found['loop'] / found['batched']:.2f}"
+    return pace, f"{alone}, largest relative difference {found['difference']:.1e}"
+
+
+def rows(smoke: bool, whole: float) -> Iterator[str]:
+    """The table, line by line. Paces are told beside that of the second part: this project as it is."""
     yield "| check | figure | beside it |\n|---|---|---|"
-    for number, one in enumerate(cases(smoke)):
-        if one["settings"].get("model", {}).get("quantize") and not importlib.util.find_spec("bitsandbytes"):
-            yield f"| {one['name']} | left out: bitsandbytes is not installed | |"
-            continue
-        found = child("step", number, smoke)
-        if "failed" in found:
-            yield f"| {one['name']} | FAILED: {found['failed']} | |"
-            continue
-        pace = f"{found['tokens'] / found['seconds']:,.0f} tokens/s, {found['seconds']:.2f} s a step"
-        told, real = found["predicted"], found["gib"]
-        yield f"| {one['name']} | {pace} | peak {real:.2f} GiB, predicted {told:.2f} ({100 * (told / real - 1):+.1f} %) |"
-    found = child("fisher", 0, smoke)
-    yield f"| Fisher of {found['documents']} documents | {found['batched']:.2f} s | one at a time {found['loop']:.2f} s, ratio {found['loop'] / found['batched']:.2f}, largest relative difference {found['difference']:.1e} |"
-    found = child("agreement", 0, smoke)
-    yield f"| gradient, fp32, dropout 0 | cosine {found['cosine']:.7f} | the model's own loss over every position |"
-    found = child("peer", 0, smoke)
-    yield f"| 0.8 B in bf16, plain, {found['rows']} rows | {found['ours']:,.0f} tokens/s | transformers.Trainer + PEFT {found['trainer']:,.0f}, ratio {found['ours'] / found['trainer']:.2f} |"
+    ends, ours = time.monotonic() + whole, None
+    with tempfile.TemporaryDirectory() as bases:
+        for part in parts(smoke):
+            left = ends - time.monotonic()
+            if part.missing:
+                figure, beside = part.missing, ""
+            elif left < 1:
+                figure, beside = f"cut off: the {whole:.0f} s were over before it began", ""
+            else:
+                found = child(part, smoke, bases, left if smoke else min(part.limit, left))
+                figure, beside = _told(found, part)
+                if part.check in ("speed", "peer") and "pace" in found:
+                    beside += f", ours is {ours / found['pace']:.2f} times as fast" if ours else ""
+                    ours = ours or found["pace"]
+            yield f"| {part.name} | {figure} | {beside} |"
 
 
-def child(check: str, number: int, smoke: bool) -> dict:
-    command = [sys.executable, "-m", "tests.bench.gpu", "--check", check, "--number", str(number)]
-    environment = (
-        os.environ | {"HF_HUB_OFFLINE": "1"} | ({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if smoke else {})
-    )
-    done = subprocess.run([*command, *(["--smoke"] if smoke else [])], capture_output=True, text=True, env=environment)
-    if done.returncode and check == "step":
-        return {"failed": done.stderr.strip().splitlines()[-1][:150]}
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+def _told(found: dict, part: Part) -> tuple[str, str]:
+    if "failed" in found:
+        return f"FAILED: {found['failed']}", ""
+    return (found["cut"], "") if "cut" in found else part.cells(found)
 
 
-# -- the checks ---------------------------------------------------------------------------------------------------
-
-
-def step(number: int, smoke: bool) -> dict:
-    """A step of the whole recipe within the limit; prediction and truth."""
-    import torch
-
-    if torch.cuda.is_available():
-        whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT_GIB * 2**30 / whole))
-    one = cases(smoke)[number]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return plan_error.measured(one) | {"predicted": plan_error.predicted(one, device)}
-
-
-def fisher(number: int, smoke: bool) -> dict:
-    """256 documents in batches of 8 against one at a time."""
-    from engine import ewc
-    from engine.batches import Encoded
-
-    learner = _learner(smoke, {"ewc": {"lambda": 1.0, "unit": "per_token"}})
-    learnt, _ = plan_error.documents(64 if smoke else 512, 6 if smoke else 256, 500)
-    documents = [Encoded(ids, prompt, 0) for ids, prompt in learnt]
-    seconds, values = [], []
-    for size in (8, 1):
-        told = learner.settings.ewc.model_copy(update={"fisher_batch_size": size, "labels": "empirical"})
-        ewc.fisher(learner.model, documents[:size], told, 0, 0)  # warms up
-        before = time.perf_counter()
-        values.append(ewc.fisher(learner.model, documents, told, 0, 0).values)
-        seconds.append(time.perf_counter() - before)
-    apart = max(((values[0][n] - values[1][n]).norm() / values[1][n].norm()).item() for n in values[0])
-    return {"documents": len(documents), "batched": seconds[0], "loop": seconds[1], "difference": apart}
-
-
-def agreement(number: int, smoke: bool) -> dict:
-    """Cosine of our gradient of a step with that of the model's own loss, rows padded, one micro-batch."""
-    import torch
-
-    from engine import models
-    from engine.gradient import gradient
-
-    learner = _learner(smoke, PLAIN | {"lora": {"dropout": 0.0}})
-    rows = _rows(smoke)
-    gradient(learner, rows, 0)
-    ours = torch.cat([p.grad.flatten() for p in models.trainable(learner.model).values()])
-    learner.model.zero_grad(set_to_none=True)
-    ids, mask, labels = _padded(rows)
-    learner.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
-    theirs = torch.cat([p.grad.flatten() for p in models.trainable(learner.model).values()])
-    return {"cosine": torch.nn.functional.cosine_similarity(ours.double(), theirs.double(), dim=0).item()}
-
-
-def peer(number: int, smoke: bool) -> dict:
-    """Tokens a second of plain cross-entropy in bf16: ours, and transformers' Trainer with the same model and rows."""
-    import torch
-    from transformers import Trainer, TrainingArguments
-
-    from engine.gradient import gradient
-
-    learner = _learner(smoke, PLAIN | BF16 | {"lora": {"dropout": 0.0}})
-    rows, steps = _rows(smoke), 2 if smoke else 6
-    tokens = sum(len(row.document.ids) for row in rows)
-    optimizer = torch.optim.AdamW(learner.parameters)
-    paces = []
-    for index in range(steps):
-        before = time.perf_counter()
-        gradient(learner, rows, index)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        _wait()
-        paces.append(time.perf_counter() - before)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, per_device_train_batch_size=3, gradient_accumulation_steps=6, max_steps=steps, report_to=[],
-            logging_steps=1000, save_strategy="no", disable_tqdm=True, bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
-            remove_unused_columns=False,
-        )  # fmt: skip
-        trainer = Trainer(learner.model, arguments, train_dataset=list(rows) * steps, data_collator=_collated)
-        clock = _clock()
-        trainer.add_callback(clock)
-        trainer.train()
-    return {"rows": len(rows), "ours": tokens / min(paces[1:]), "trainer": tokens / min(clock.paces[1:] or clock.paces)}
-
-
-def _learner(smoke: bool, told: dict):
-    import torch
-
-    from engine import models
-
-    one = case("", TINY if smoke else MIDDLE, "3x6", 64 if smoke else 512, told)
-    settings = Settings.model_validate(one["settings"])
-    with tempfile.TemporaryDirectory() as folder:
-        plan_error.in_child(plan_error.write_base, one["config"], folder)
-        models.prepare(settings.train)
-        learner, _ = plan_error.prepared(one, settings, folder)
-        # loaded lazily: the files must not go before the weights are read
-        with torch.no_grad():
-            for weight in learner.model.parameters():
-                weight.data = weight.data.clone()
-    learner.model.train()
-    return learner
-
-
-def _rows(smoke: bool) -> list:
-    from engine.batches import Encoded, Row
-
-    learnt, _ = plan_error.documents(64 if smoke else 512, 18, 500)
-    return [Row(Encoded(ids, prompt, 0), "new", group=number) for number, (ids, prompt) in enumerate(learnt)]
-
-
-def _padded(rows: list):
-    import torch
-
-    from engine import models
-
-    longest = max(len(row.document.ids) for row in rows)
-    ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        size, prompt = len(row.document.ids), row.document.prompt
-        ids[number, :size] = torch.tensor(row.document.ids)
-        mask[number, :size] = 1
-        labels[number, prompt:size] = ids[number, prompt:size]
-    return tuple(values.to(models.device()) for values in (ids, mask, labels))
-
-
-def _collated(rows: list) -> dict:
-    ids, mask, labels = _padded(rows)
-    return {"input_ids": ids.cpu(), "attention_mask": mask.cpu(), "labels": labels.cpu()}
-
-
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _clock():
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        """Seconds of each optimizer step."""
-
-        def __init__(self):
-            self.paces: list[float] = []
-
-        def on_step_begin(self, *arguments, **named):
-            _wait()
-            self.before = time.perf_counter()
-
-        def on_step_end(self, *arguments, **named):
-            _wait()
-            self.paces.append(time.perf_counter() - self.before)
-
-    return Clock()
-
-
-CHECKS = {"step": step, "fisher": fisher, "agreement": agreement, "peer": peer}
+def child(part: Part, smoke: bool, bases: str, seconds: float) -> dict:
+    """What a check found, or {failed: why} or {cut: when}. A check that takes too long ends with all it started."""
+    command = [sys.executable, "-m", "tests.bench.gpu_checks", part.check, str(part.number), bases]
+    alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if smoke else {}
+    process = subprocess.Popen(
+        [*command, *(["--smoke"] if smoke else [])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | alone, start_new_session=True, cwd=PROJECT,
+    )  # fmt: skip
+    try:
+        said, wrong = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return {"cut": f"cut off after {seconds:.0f} s"}
+    if process.returncode:
+        return {"failed": (wrong.strip().splitlines() or [f"status {process.returncode}"])[-1][:150].replace("|", "/")}
+    return json.loads(said.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny shapes on a CPU")
-    parser.add_argument("--check", choices=CHECKS, help="one check, in this process")
-    parser.add_argument("--number", type=int, default=0)
-    arguments = parser.parse_args()
-    if arguments.check:
-        print(json.dumps(CHECKS[arguments.check](arguments.number, arguments.smoke)))
-        return
+    parser.add_argument("--seconds", type=float, help=f"for all parts together ({WHOLE})")
+    parser.add_argument("--out", type=Path, default=PROJECT / ".hybridsum" / "gpu_bench.md", help="file for the table")
+    given = parser.parse_args()
     import torch
 
-    if not arguments.smoke and not torch.cuda.is_available():
+    if not given.smoke and not torch.cuda.is_available():
         raise SystemExit("no GPU here, or torch cannot use it. --smoke runs the same code with tiny shapes on the CPU")
-    device = "CPU, tiny shapes" if arguments.smoke else torch.cuda.get_device_name()
+    device = "CPU, tiny shapes" if given.smoke else f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "accelerate"))
-    print(f"{device}; Python {platform.python_version()}, {versions}; limit {LIMIT_GIB} GiB\n")
-    before = time.monotonic()
-    for row in rows(arguments.smoke):
-        print(row, flush=True)
-    print(f"\n{time.monotonic() - before:.0f} s in all")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    before, failed = time.monotonic(), False
+    with given.out.open("w") as file:
+        _say(f"{device}; Python {platform.python_version()}, {versions}; limit {LIMIT_GIB} GiB\n", file)
+        for row in rows(given.smoke, given.seconds if given.seconds is not None else SMOKE if given.smoke else WHOLE):
+            failed |= "FAILED" in row
+            _say(row, file)
+        _say(f"\n{time.monotonic() - before:.0f} s in all", file)
+    print(f"the table is in {given.out}")
+    raise SystemExit(int(failed))
+
+
+def _say(line: str, file) -> None:
+    print(line, flush=True)
+    print(line, file=file, flush=True)
 
 
 if __name__ == "__main__":
