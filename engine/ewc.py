@@ -19,17 +19,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from engine.batches import Encoded, plain_batch
-from engine.losses import wide
 from engine.mixture import integer
 from engine.models import STUDENT, recompute, scales, summary_logits, trainable
 from engine.products import product
 from engine.settings import ConfigError, Ewc
+from engine.vocabulary import TokenNll, wide
 
 FILE = "anchors.safetensors"
 ROWS, COLUMNS = ".rows", ".columns"
+TOKENS = 1024  # of a batch of the Fisher on a CPU: larger ones only move more memory
 
 
 @dataclass(frozen=True)
@@ -105,25 +105,26 @@ def fisher(
             sums[part] += value
 
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    order = sorted(range(len(documents)), key=lambda index: len(documents[index].ids))
-    was_training, tokens = model.training, 0
+    device = next(model.parameters()).device
+    together = _together(documents, settings.fisher_batch_size, TOKENS if device.type == "cpu" else None)
+    was_training, tokens, done = model.training, 0, 0
     model.eval()
     recompute(model)
-    size = settings.fisher_batch_size
     with _watching(model, layers, add):
-        for first in range(rank * size, len(order), processes * size):
+        for first in range(0, len(together), processes):
             if processes == 1 and stop():
                 model.train(was_training)
                 return None
-            chosen = order[first : first + size]
-            batch = plain_batch([documents[index] for index in chosen], pad)
-            batch = batch.to(next(model.parameters()).device)
+            done += sum(map(len, together[first : first + processes]))
+            if first + rank >= len(together):
+                break
+            chosen = together[first + rank]
+            batch = plain_batch([documents[index] for index in chosen], pad).to(device)
             counts = [documents[index].summary_tokens for index in chosen]
             tokens += sum(counts)
-            logits = wide(summary_logits(model, batch))
+            logits = summary_logits(model, batch)
             labels = batch.targets if settings.labels == "empirical" else _sampled(logits, counts, chosen, seed)
-            functional.cross_entropy(logits, labels, reduction="sum").backward()
-            done = min(len(order), first + processes * size)
+            TokenNll.apply(logits, labels).sum().backward()
             progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
     model.train(was_training)
     if processes > 1:
@@ -135,6 +136,17 @@ def fisher(
             "the Fisher information is 0 everywhere, so EWC would hold nothing. Has the phase trained at all?"
         )
     return found
+
+
+def _together(documents: list[Encoded], size: int, tokens: int | None) -> list[list[int]]:
+    """Documents by length, at most `size` to a batch, and at most `tokens` with their padding where there are several."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(documents)), key=lambda index: len(documents[index].ids)):
+        rows = len(batches[-1]) + 1 if batches else 1
+        if not batches or rows > size or (tokens and rows * len(documents[index].ids) > tokens):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def uniform(model: nn.Module, settings: Ewc) -> Fisher:
@@ -175,7 +187,11 @@ def _entries(name: str, module: nn.Module, values: Tensor, gradient: Tensor) -> 
 
 def _squares(left: Tensor, right: Tensor) -> Tensor:
     """sum_n (left_n^T right_n)^2 for left (b, t, m), right (b, t, k): (m, k). One document at a time: no (b, m, k)."""
-    return sum(product(one.mT, other.mT).square_() for one, other in zip(left, right, strict=True))
+    total = left.new_zeros(left.shape[2], right.shape[2])
+    for one, other in zip(left, right, strict=True):
+        gradient = product(one.mT, other.mT)
+        total.addcmul_(gradient, gradient)
+    return total
 
 
 def _margins(name: str, module: nn.Module, values: Tensor, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -236,9 +252,9 @@ def _watching(
 def _sampled(logits: Tensor, counts: list[int], indices: list[int], seed: int) -> Tensor:
     """A label for each position, drawn from the model with a generator of each document's own."""
     drawn = []
-    for part, index in zip(logits.detach().softmax(-1).cpu().split(counts), indices, strict=True):
+    for part, index in zip(logits.detach().split(counts), indices, strict=True):
         chance = torch.Generator().manual_seed(integer(seed, "fisher", index))
-        drawn.append(torch.multinomial(part, 1, generator=chance)[:, 0])
+        drawn.append(torch.multinomial(wide(part).softmax(-1).cpu(), 1, generator=chance)[:, 0])
     return torch.cat(drawn).to(logits.device)
 
 

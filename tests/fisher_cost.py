@@ -19,18 +19,17 @@ from engine.mixture import generator
 from engine.settings import Ewc, Lora, Settings
 from tests import step_cost
 
-EIGHT = 8  # documents of a turn, and of a batch
+EIGHT = 16  # documents of a turn
 
 
 def loop(model, documents: list, space: str, label_only: bool) -> dict[str, torch.Tensor]:
     """One document at a time: squared gradients of A and B, or row and column sums of those of the dense weights."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     dense = {f"{name}.base_layer.weight": module.base_layer.weight for name, module in layers.items()}
-    wanted = models.trainable(model) if space == "factor" else dense
-    for weight in models.trainable(model).values():
-        weight.requires_grad_(space == "factor")
-    for weight in dense.values():
-        weight.requires_grad_(space == "product")
+    factors = {name: weight for name, weight in model.named_parameters() if ".lora_" in name}
+    wanted = factors if space == "factor" else dense
+    for weight in (*factors.values(), *dense.values()):
+        weight.requires_grad_(weight in {*wanted.values()})
     sums, tokens = {}, 0
     for document in documents:
         batch = plain_batch([document], 0)

@@ -19,6 +19,7 @@ PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
 FIRST_USE = 0.035 * 2**30  # tables that a CPU's first step brings in
 CODE = 0.37 * 2**20  # machine code that oneDNN writes for one shape of a product
 CODES, CODES_OF_A_LENGTH = 512, 40  # it keeps (engine/products.py), and micro-batches of one length have
+FISHER_TOKENS = 1024  # of a batch on a CPU (engine/ewc.py)
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
 
@@ -264,6 +265,8 @@ def measuring(settings: Settings, shape: Shape, trained: Parts) -> Parts:
 def fisher(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
     """Forward and backward in eval mode, without dropout, and the squared gradient of one module's weights."""
     rows = min(settings.ewc.fisher_batch_size, max(1, settings.ewc.fisher_samples))
+    if place.device == "cpu":
+        rows = max(1, min(rows, FISHER_TOKENS // load.length))
     quiet = settings.model_copy(update={"lora": settings.lora.model_copy(update={"dropout": 0.0})})
     plain = quiet.model_copy(update={"losses": settings.losses.model_copy(update={"diversity": 0.0, "drift": 0.0})})
     one = Load(rows, load.length, rows * (load.longest_labels or load.labels))
