@@ -53,6 +53,8 @@ def gradient(learner: Learner, rows: list[Row], step: int, measure: bool = False
 def cut(learner: Learner, rows: list[Row]) -> list[Batch]:
     """A step's rows as micro-batches on the host, as for one process; pinned where a GPU fetches them."""
     settings = learner.settings
+    if learner.contrast is None:  # then the two sides of a pair need not meet, and rows pack better by length
+        rows = [row._replace(pair=None) for row in rows]
     batches = micro_batches(
         rows, settings.train.per_device_train_batch_size, settings.replay.batch_share, learner.pad,
         settings.losses.crossclr.pairs, settings.train.micro_batch_tokens,
