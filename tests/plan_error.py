@@ -21,6 +21,8 @@ BIG = {"hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 12, "
        "num_key_value_heads": 4, "vocab_size": WORDS, "tie_word_embeddings": True}  # fmt: skip
 POCKET = {"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "num_attention_heads": 4,
           "num_key_value_heads": 2, "vocab_size": 1024, "tie_word_embeddings": True}  # fmt: skip
+MIDDLE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 6,
+          "num_key_value_heads": 2, "vocab_size": 16_000, "tie_word_embeddings": False}  # fmt: skip
 RECIPE = {"losses": {"term": 0.4, "drift": 0.03}, "ewc": {"lambda": 3.0, "unit": "per_token"}}
 PLAIN = {"losses": {"contrastive": 0, "diversity": 0, "term": 0}, "distil": {"phase": 0, "base": 0, "documents": 0},
          "replay": {"batch_share": 0}}  # fmt: skip
@@ -50,6 +52,10 @@ CASES = [
          model={"dtype": "bfloat16"}),
     case("pocket, 16x1, full recipe", POCKET, "16x1", 320, RECIPE, lora={"dropout": 0.0}),
     case("pocket, 8x2, 1,024 tokens, plain", POCKET, "8x2", 1024, PLAIN, lora={"dropout": 0.1}),
+    # not looked at while the constants of a CPU in engine/plan/memory.py were chosen
+    case("25 M untied, 4x4, 384 tokens, rank 16, full recipe", MIDDLE, "4x4", 384, RECIPE, lora={"dropout": 0.1, "rank": 16}),
+    case("67 M, 2x9, 768 tokens, bf16 autocast, plain", BIG, "2x9", 768, PLAIN, lora={"dropout": 0.1},
+         train={"mixed_precision": "bf16"}),
 ]  # fmt: skip
 
 

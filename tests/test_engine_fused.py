@@ -153,3 +153,38 @@ def test_no_tokens_no_losses():
     logits = torch.randn(0, 11, requires_grad=True)
     vocabulary.TokenNll.apply(logits, torch.zeros(0, dtype=torch.long)).sum().backward()
     assert logits.grad.shape == (0, 11)
+
+
+def test_a_step_in_bf16_has_the_direction_of_one_in_float32():
+    """Frozen products stored in bf16, adapters and embedding in float32; the gradient of a step is nearly the same."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from engine.batches import Encoded, Row
+    from engine.gradient import Learner, gradient
+    from engine.settings import Settings
+    from tests.step_cost import PLAIN, perturb
+
+    def learnt(precision):
+        settings = Settings.model_validate({**PLAIN, "lora": {"dropout": 0.0, "rank": 4}})
+        base = models.frozen(small(MistralForCausalLM, MistralConfig, hidden_size=64, intermediate_size=128))
+        model = models.attach(base, settings.lora, 0)
+        perturb(model)
+        AcceleratorState._reset_state(True)  # a process has one precision for its life
+        accelerator = Accelerator(cpu=True, mixed_precision=precision)
+        model = models.placed(model, accelerator).train()
+        weights = models.trainable(model)
+        learner = Learner(accelerator, model, list(weights.values()), None, [], [], settings, 0)
+        chance = torch.Generator().manual_seed(1)
+        ids = torch.randint(1, 50, (6, 80), generator=chance).tolist()
+        told = gradient(learner, [Row(Encoded(row, 60, 0), "new", group=n) for n, row in enumerate(ids)], 0)
+        return model, told.losses["cross_entropy"], torch.cat([p.grad.flatten() for p in weights.values()])
+
+    plain, loss, exact = learnt("no")
+    model, narrow_loss, found = learnt("bf16")
+    AcceleratorState._reset_state(True)
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    assert layer.base_layer.weight.dtype == torch.bfloat16 and layer.lora_A["default"].weight.dtype == torch.float32
+    assert model.get_input_embeddings().weight.dtype == found.dtype == torch.float32
+    assert narrow_loss == pytest.approx(loss, rel=5e-3)
+    assert functional.cosine_similarity(found, exact, dim=0) > 0.995
