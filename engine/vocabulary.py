@@ -5,7 +5,7 @@ the type they came in, and softmax is computed again in the backward pass, some 
 (float64 where the logits are). The same idea as in Hsu et al. 2024 (Liger kernels, arXiv 2410.10989).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ def _of_all(logits: Tensor) -> Tensor:
     return torch.cat(parts) if parts else wide(logits).new_zeros(0)
 
 
+def _less(logits: Tensor, whole: Tensor, gradient: Tensor, subtract: Callable[[Tensor, slice], object]) -> Tensor:
+    """(softmax of the logits - what `subtract` takes from a piece of it) * gradient of the token."""
+    found = torch.empty_like(logits)
+    for piece in _pieces(logits):
+        part = (wide(logits[piece]) - whole[piece, None]).exp_()
+        subtract(part, piece)
+        found[piece] = part.mul_(gradient[piece, None])
+    return found
+
+
 class TokenNll(torch.autograd.Function):
     """-log p of each target: logits (K, V), targets (K,) -> (K,), in nats."""
 
@@ -43,12 +53,11 @@ class TokenNll(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         """(p - 1 at the target) * gradient of the token."""
         logits, targets, whole = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for piece in _pieces(logits):
-            part = (wide(logits[piece]) - whole[piece, None]).exp_()
+
+        def one_at_the_target(part: Tensor, piece: slice) -> None:
             part.scatter_add_(-1, targets[piece, None], part.new_full((len(part), 1), -1.0))
-            found[piece] = part.mul_(gradient[piece, None])
-        return found, None
+
+        return _less(logits, whole, gradient, one_at_the_target), None
 
 
 class Divergence(torch.autograd.Function):
@@ -69,9 +78,4 @@ class Divergence(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         """(p of the model - p of the teacher) * gradient of the token."""
         logits, teacher, whole = ctx.saved_tensors
-        found = torch.empty_like(logits)
-        for piece in _pieces(logits):
-            part = (wide(logits[piece]) - whole[piece, None]).exp_()
-            part -= teacher[piece].to(part.dtype).exp()
-            found[piece] = part.mul_(gradient[piece, None])
-        return found, None
+        return _less(logits, whole, gradient, lambda part, piece: part.sub_(teacher[piece].to(part.dtype).exp())), None
