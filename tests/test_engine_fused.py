@@ -5,7 +5,18 @@ import copy
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)  # fmt: skip
 
 from engine import attention, models, vocabulary
 
@@ -87,6 +98,22 @@ def test_a_model_with_all_of_them_says_what_it_said(kind, config, length):
 
     for found, exact in zip(said(joined), said(plain), strict=True):
         assert apart(found, exact) < 1e-6  # transformers' norm rounds to float32
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+        GPTNeoXConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, eos_token_id=2),
+        FalconConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_models_of_other_families_say_what_they_said(config):
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    joined, ids = models.frozen(copy.deepcopy(plain)), torch.randint(3, 50, (2, 70))
+    assert apart(joined(input_ids=ids).logits, plain(input_ids=ids).logits) < 1e-6
 
 
 def test_masks_windows_and_caches_keep_torch_s_attention():
