@@ -33,6 +33,7 @@ class Terminal:
     def __init__(self, home: Path):
         self.pid, self.line = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with nohup
             os.chdir(PROJECT)
             # Given by name: readline, if it is loaded here, has put COLUMNS and LINES into the inherited environment.
             ours = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(PROJECT)}
