@@ -15,6 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from engine.products import autocast_type, product
+from engine.vocabulary import wide
 
 NAME = "causal_blocks"
 QUERIES = 256  # of a block
@@ -79,11 +80,11 @@ class _Blocks(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         shared, kind = query.shape[1] // key.shape[1], query.dtype
         of_query = torch.empty_like(query)
-        of_key, of_value = torch.zeros_like(key, dtype=_wide(kind)), torch.zeros_like(value, dtype=_wide(kind))
+        of_key, of_value = wide(torch.zeros_like(key)), wide(torch.zeros_like(value))
         grouped, of_grouped = query.unflatten(1, (-1, shared)), of_query.unflatten(1, (-1, shared))
         given = gradient.unflatten(2, (-1, shared))
         for n, group, scaled in _parts(key, ctx.scale):
-            values = value[n, group].to(_wide(kind))
+            values = wide(value[n, group])
             for start, end in _blocks(query.shape[2]):
                 rows = _rows(grouped[n, group, :, start:end])
                 weights = _weights(rows, scaled[:end], start)
@@ -101,7 +102,7 @@ def _parts(key: Tensor, scale: float):
     """(n, group, scaled keys (L, D), float32 at least) of every sequence and key head."""
     for n in range(len(key)):
         for group in range(key.shape[1]):
-            yield n, group, key[n, group].to(_wide(key.dtype)) * scale
+            yield n, group, wide(key[n, group]) * scale
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -125,7 +126,3 @@ def _weights(queries: Tensor, keys: Tensor, start: int) -> Tensor:
 def _later(size: int, dtype: torch.dtype) -> Tensor:
     """(size, size): minus infinity where the key comes after the query."""
     return torch.full((size, size), -torch.inf, dtype=dtype).triu(1)
-
-
-def _wide(kind: torch.dtype) -> torch.dtype:
-    return torch.promote_types(kind, torch.float32)

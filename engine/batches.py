@@ -1,9 +1,7 @@
 """Tokens and label masks: from records to the rows and tensors of one optimizer step."""
 
 import sys
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from random import Random
 from typing import NamedTuple
 
@@ -19,7 +17,6 @@ from engine.truncation import GAP, left_out
 
 REMEMBERED = 1000  # prompts in tokens, of records with instructions of their own
 LENGTHS = 16  # few shapes, and whole tiles on a GPU: two in a hundred tokens of padding buy more than they cost
-CHUNK = 1000  # records in tokens at a time
 # They stand where texts of a record go while a chat template is rendered.
 PLACEHOLDER, INSTRUCTION = "\u2983source\u2984", "\u2983instruction\u2984"
 
@@ -53,13 +50,6 @@ class Encoder:
         sources = self._texts([record.source for record in records])
         summaries = self._texts([record.summary or "" for record in records])
         return [self._row(*parts) for parts in zip(records, sources, summaries, strict=True)]
-
-    def stream(self, records: Iterable[Record]) -> Iterator[Encoded | None]:
-        """`encode` for any number of records: CHUNK at a time, and four bytes a token instead of a Python number."""
-        waiting = iter(records)
-        while chunk := list(islice(waiting, CHUNK)):
-            for row in self.encode(chunk):
-                yield row and row._replace(ids=array("i", row.ids))
 
     def prompts(self, records: Sequence[Record], room: int) -> list[Encoded]:
         """Prompts without summaries, leaving `room` tokens to write in."""

@@ -107,24 +107,22 @@ def fisher(
     rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(model.parameters()).device
     together = _together(documents, settings.fisher_batch_size, TOKENS if device.type == "cpu" else None)
-    was_training, tokens, done = model.training, 0, 0
+    was_training, tokens = model.training, 0
     model.eval()
     recompute(model)
     with _watching(model, layers, add):
-        for first in range(0, len(together), processes):
+        for number in range(rank, len(together), processes):
             if processes == 1 and stop():
                 model.train(was_training)
                 return None
-            done += sum(map(len, together[first : first + processes]))
-            if first + rank >= len(together):
-                break
-            chosen = together[first + rank]
+            chosen = together[number]
             batch = plain_batch([documents[index] for index in chosen], pad).to(device)
             counts = [documents[index].summary_tokens for index in chosen]
             tokens += sum(counts)
             logits = summary_logits(model, batch)
             labels = batch.targets if settings.labels == "empirical" else _sampled(logits, counts, chosen, seed)
             TokenNll.apply(logits, labels).sum().backward()
+            done = sum(map(len, together[: number - rank + processes]))
             progress(done, Fisher({name: value / tokens for name, value in sums.items()}, done, tokens))
     model.train(was_training)
     if processes > 1:

@@ -119,7 +119,7 @@ def _masked_means(states: Tensor, mask: Tensor) -> Tensor:
 
 def divergences(logits: Tensor, batch: Batch, told: dict[str, Tensor]) -> Tensor:
     """(K,): KL(teacher || model) at the tokens of rows that have a teacher, 0 elsewhere."""
-    found = torch.zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+    found = wide(logits.new_zeros(len(logits)))
     for name, tokens in batch.tokens_of.items():
         found = found.index_copy(0, tokens, divergence(logits[tokens], told[name]))
     return found

@@ -56,8 +56,10 @@ class Material:
         if not (self.augment and draw.epoch):
             return rows
         records = self.corpus.documents(draw.source, draw.index)
-        reworded = self.encoder.stream(augmented(record, self.seed, draw.epoch) for record in records)
-        return tuple(row._replace(document=document) for row, document in zip(rows, reworded, strict=True))
+        reworded = self.encoder.encode([augmented(record, self.seed, draw.epoch) for record in records])
+        # as the rows from the cache hold them: four bytes a token
+        documents = [document._replace(ids=array("i", document.ids)) for document in reworded]
+        return tuple(row._replace(document=document) for row, document in zip(rows, documents, strict=True))
 
 
 def prepare(work: Work, tokenizer, base: nn.Module) -> Material:

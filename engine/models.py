@@ -17,6 +17,7 @@ from engine import adapted, attention, extras, gated, norms, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
 from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
+from engine.vocabulary import wide
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers has renamed
@@ -272,7 +273,7 @@ def teacher_log_probabilities(model: PeftModel, batch: Batch, names: Iterable[st
     for name in wanted:
         with torch.no_grad(), _speaking(model, name):
             logits = logits_at(model, *batch.answers_to(name))
-        found[name] = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        found[name] = wide(logits).log_softmax(-1)
     model.train(was_training)
     return found
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.products import autocast_type
+from engine.vocabulary import wide
 
 KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 BEFORE_PRODUCTS = ("input_layernorm", "post_attention_layernorm")  # only linear layers read these
@@ -19,10 +20,10 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float, kind: torch.dtype) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        values = wide(x)
+        inverse = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).mul_(weight).to(kind)
+        return (values * inverse).mul_(weight).to(kind)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):

@@ -107,7 +107,7 @@ def narrow(model: nn.Module) -> nn.Module:
                 module.weight = nn.Parameter(values, requires_grad=False)
             else:
                 module.weight.data = values  # still the same parameter: engine/streaming.py knows its weights by it
-    for parameter in {*model.parameters()}:
+    for parameter in model.parameters():
         if not parameter.requires_grad and parameter.dtype == torch.float32 and parameter.device.type == "cpu":
             parameter.data = (
                 parameter.data.clone()

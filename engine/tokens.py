@@ -16,7 +16,7 @@ import tokenizers
 import transformers
 
 from engine import columns, files
-from engine.batches import CHUNK, Encoded, Encoder
+from engine.batches import Encoded, Encoder
 from engine.corpus import instructions
 from engine.corpus.records import Record
 from engine.corpus.stored import Stored
@@ -32,6 +32,7 @@ ELSEWHERE = frozenset({
     "papers", "videos", "pairs", "documents", "terms", "test", "test_share", "fisher_share", "development_share", "augment",
     "token_cache_gib",
 })  # fmt: skip
+CHUNK = 1000  # records in tokens at a time
 REFUSED = -1  # stands for the prompt of a record that is no row
 SAID_EVERY = 1.0  # seconds between two reports of progress
 GIB = 2**30

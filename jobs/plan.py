@@ -120,11 +120,11 @@ def of_config(home: Home, settings: Settings, where: Machine) -> dict[str, Any]:
 
 def facts(home: Home, settings: Settings, corpus: Corpus, planned: Schedule, where: Machine) -> dict[str, Any]:
     """The value of `plan --json`: that of the phase that needs most, and what the config takes as a whole."""
-    known = lengths(settings, corpus)
+    known, cut = read_through(settings, corpus)
     steps = {phase.name: planned.phase(phase.name).steps for phase in settings.selected_phases()}
     value = _whole(home, settings, known, steps, where)
     told = {
-        "records": corpus.sizes, "truncated": truncated(settings, corpus), "label_share": known.mean_summary / known.mean,
+        "records": corpus.sizes, "truncated": cut, "label_share": known.mean_summary / known.mean,
     }  # fmt: skip
     return value | told | {"warnings": [*corpus.warnings, *value["warnings"]]}
 
@@ -201,35 +201,26 @@ def warnings(value: dict[str, Any]) -> list[str]:
 # -- lengths ------------------------------------------------------------------------------------------------------
 
 
-def lengths(settings: Settings, corpus: Corpus) -> Lengths:
-    """Tokens of all documents, told from their characters: an estimate where they are shorter than data.max_length."""
+def read_through(settings: Settings, corpus: Corpus) -> tuple[Lengths, dict[str, int]]:
+    """(tokens of all documents, {source: documents that will be cut}), told from their characters: an estimate where they
+    are shorter than data.max_length. Every record is read once."""
     per_token = CHARACTERS[settings.model.build is not None]
     most = settings.data.max_length
-    learnt = []
-    for record in _records(corpus):
-        summary = min(settings.data.max_summary_length, _tokens(record.summary or "", per_token))
+    learnt, cut = [], dict.fromkeys(corpus.sizes, 0)
+    for source, record in _records(corpus):
+        words = record.summary or ""
+        summary = min(settings.data.max_summary_length, _tokens(words, per_token))
         learnt.append((min(most, _tokens(record.source, per_token) + summary + PROMPT), summary))
+        cut[source] += len(record.source) + len(words) > most * per_token
     plain = [min(most, _tokens(record.source, per_token)) for record in corpus.plain]
-    return load.lengths(learnt, plain)
+    return load.lengths(learnt, plain), cut
 
 
-def truncated(settings: Settings, corpus: Corpus) -> dict[str, int]:
-    """{source: documents whose end will be cut}, told from their characters."""
-    room = settings.data.max_length * CHARACTERS[settings.model.build is not None]
-    return {
-        source: sum(
-            len(record.source) + len(record.summary or "") > room
-            for index in range(count)
-            for record in corpus.documents(source, index)
-        )
-        for source, count in corpus.sizes.items()
-    }
-
-
-def _records(corpus: Corpus) -> Iterable[Record]:
+def _records(corpus: Corpus) -> Iterable[tuple[str, Record]]:
     for source, count in corpus.sizes.items():
         for index in range(count):
-            yield from corpus.documents(source, index)
+            for record in corpus.documents(source, index):
+                yield source, record
 
 
 def _tokens(text: str, per_token: float) -> int:

@@ -93,7 +93,7 @@ def _draft_training(home: Home, records: Records, request: Request, settings: Se
 
 def _predicted(home: Home, settings: Settings, corpus: Corpus, drafted: Draft) -> Draft:
     """The same, with what each phase will take beside its spec; where nothing can tell, with the reason (`unknown`)."""
-    where, known = prediction.machine(), prediction.lengths(settings, corpus)
+    where, known = prediction.machine(), prediction.read_through(settings, corpus)[0]
     names = [phase.name for phase in settings.curriculum.phases]
     for job, spec in drafted.jobs:
         if job.kind == "phase":

@@ -100,6 +100,14 @@ def test_weights_of_mistral():
     assert memory.adapter_weights(settings(), MISTRAL) == 83_886_080
 
 
+@pytest.mark.engine
+def test_what_the_plan_says_of_the_engine_is_true_of_it():
+    """The plan is light, so it cannot ask the engine."""
+    from engine import batches, ewc, products
+
+    assert (loads_of.PADDED, memory.CODES, memory.FISHER_TOKENS) == (batches.LENGTHS, products.CODES, ewc.TOKENS)
+
+
 def test_streamed_layers_leave_all_but_two():
     whole = memory.base_weights(settings(model={"dtype": "bfloat16"}), MISTRAL)
     on = {"gradient_checkpointing": True}
