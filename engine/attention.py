@@ -19,6 +19,7 @@ from engine.vocabulary import wide
 
 NAME = "causal_blocks"
 QUERIES = 256  # of a block
+KEPT = 2**19  # bytes of a head's weights of a sequence up to which they wait for the backward pass
 FEWEST = 32  # tokens of a sequence from which blocks pay
 
 
@@ -62,8 +63,8 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
-        ctx.scale = scale
+        keeps = any(ctx.needs_input_grad) and query.shape[2] * key.shape[2] * value.element_size() <= KEPT
+        kept = []
         heads, shared = query.shape[1], query.shape[1] // key.shape[1]
         result = query.new_empty(len(query), query.shape[2], heads, value.shape[-1])
         grouped = query.unflatten(1, (-1, shared))  # (N, G, H / G, L, D)
@@ -71,13 +72,18 @@ class _Blocks(torch.autograd.Function):
         for n, group, scaled in _parts(key, scale):
             for start, end in _blocks(query.shape[2]):
                 weights = _weights(_rows(grouped[n, group, :, start:end]), scaled[:end], start)
-                found = product(weights.to(value.dtype), value[n, group, :end].mT)
+                weights = weights.to(value.dtype)
+                found = product(weights, value[n, group, :end].mT)
                 of_heads[n, start:end, group] = found.view(shared, end - start, -1).transpose(0, 1)
+                kept += [weights] if keeps else []
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scale = scale
         return result
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
+        kept = iter(kept)
         shared, kind = query.shape[1] // key.shape[1], query.dtype
         of_query = torch.empty_like(query)
         of_key, of_value = wide(torch.zeros_like(key)), wide(torch.zeros_like(value))
@@ -87,7 +93,8 @@ class _Blocks(torch.autograd.Function):
             values = wide(value[n, group])
             for start, end in _blocks(query.shape[2]):
                 rows = _rows(grouped[n, group, :, start:end])
-                weights = _weights(rows, scaled[:end], start)
+                weights = next(kept, None)
+                weights = _weights(rows, scaled[:end], start) if weights is None else wide(weights)
                 told = _rows(given[n, start:end, group].transpose(0, 1))
                 of_weights = product(told.to(values.dtype), values[:end])
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(kind)

@@ -16,6 +16,7 @@ from engine.settings import ConfigError, Data
 from engine.truncation import GAP, left_out
 
 REMEMBERED = 1000  # prompts in tokens, of records with instructions of their own
+PLACES = 32  # places of a row come in multiples of it: few shapes
 LENGTHS = 16  # few shapes, and whole tiles on a GPU: two in a hundred tokens of padding buy more than they cost
 # They stand where texts of a record go while a chat template is rendered.
 PLACEHOLDER, INSTRUCTION = "\u2983source\u2984", "\u2983instruction\u2984"
@@ -214,8 +215,9 @@ class Batch(NamedTuple):
     exceptions. documents (N,): 1 / new documents of the step, 0 for old ones. pairs (M, 2): the rows of both sides of a
     pair, of the same row twice where a document is paired with its own summary; pair = 1 / pairs of the step.
     groups (N,). rows_of: {"base" or phase: rows (n,) whose teacher it is}; tokens_of: {the same: which of the K tokens are
-    theirs}. What a mask would select is given by its numbers too (positions: of the K tokens in the flattened ids), since
-    a GPU must be waited for to count a mask.
+    theirs}. What a mask would select is given by its numbers too, since a GPU must be waited for to count a mask:
+    positions (K,), of the K tokens in the flattened ids, and places (N, S), of each row's tokens in it; where a row has
+    fewer, its last position, which predicts nothing, stands for those that are missing.
     """
 
     ids: Tensor
@@ -231,6 +233,7 @@ class Batch(NamedTuple):
     rows_of: dict[str, Tensor]
     tokens_of: dict[str, Tensor]
     positions: Tensor
+    places: Tensor
 
     def to(self, device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -239,13 +242,14 @@ class Batch(NamedTuple):
         """In host memory that a GPU reads by itself, so that `to` need not be waited for."""
         return self._each(Tensor.pin_memory)
 
-    def answers_to(self, teacher: str) -> tuple[Tensor, Tensor]:
-        """What a teacher is asked: ids (n, L) of its rows, and the positions of their tokens in these, flattened."""
+    def answers_to(self, teacher: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What a teacher is asked: ids (n, L) of its rows, the positions of their tokens in these, flattened, and their
+        places in each."""
         rows, length = self.rows_of[teacher], self.ids.shape[1]
         before = torch.zeros(len(self.ids), dtype=torch.long, device=rows.device)
         before[rows] = rows - torch.arange(len(rows), device=rows.device)  # rows of others before each of its own
         tokens = self.tokens_of[teacher]
-        return self.ids[rows], self.positions[tokens] - before[self.rows[tokens]] * length
+        return self.ids[rows], self.positions[tokens] - before[self.rows[tokens]] * length, self.places[rows]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return self._replace(**{name: _changed(value, change) for name, value in self._asdict().items()})
@@ -411,12 +415,20 @@ def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal
         rows_of=rows_of,
         tokens_of={name: _numbers(torch.isin(of_row, indices)) for name, indices in rows_of.items()},
         positions=_numbers(predicts),
+        places=_places(predicts),
     )
 
 
 def _numbers(mask: Tensor) -> Tensor:
     """Where a mask is true, counted in row-major order."""
     return mask.flatten().nonzero()[:, 0]
+
+
+def _places(mask: Tensor) -> Tensor:
+    """(N, S): where each row of a mask (N, L) is true, filled up with L - 1; S is a multiple of PLACES, or L."""
+    count = int(mask.sum(1).max())
+    places = mask.long().argsort(dim=1, descending=True, stable=True)[:, : count + -count % PLACES]
+    return torch.where(mask.gather(1, places), places, mask.shape[1] - 1)
 
 
 def _of_rows(rows: list[Row], weights: dict[str, float]) -> Tensor:

@@ -91,7 +91,7 @@ def _backward(learner: Learner, batch: Batch, tally: "_Tally") -> Sides | None:
     told = models.teacher_log_probabilities(learner.model, batch, learner.teachers)
     paired = contrast is not None and len(batch.pairs) > 0
     logits, states = (
-        models.logits_and_states(learner.model, batch)
+        models.logits_and_states(learner.model, batch, settings.losses.crossclr.pairs == "document_summary")
         if paired
         else (models.summary_logits(learner.model, batch), None)
     )

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from engine import adapted, attention, extras, gated, norms, products, streaming
+from engine import adapted, attention, decoder, extras, gated, norms, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
 from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
@@ -75,8 +75,8 @@ def load_base(model: str, settings: Model) -> nn.Module:
 
 
 def frozen(base: nn.Module) -> nn.Module:
-    """A base that does not learn, with this engine's own products, attention and gated layers; its weights are the same."""
-    return norms.join(gated.join(attention.join(products.freeze(base))))
+    """A base that does not learn, with this engine's own products, attention and layers; its weights are the same."""
+    return norms.join(gated.join(decoder.join(attention.join(products.freeze(base)))))
 
 
 def _with_liger(base: nn.Module) -> None:
@@ -219,34 +219,46 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
-    return logits_at(model, batch.ids, batch.positions)
+    return logits_at(model, batch.ids, batch.positions, batch.places)
 
 
-def logits_at(model: nn.Module, ids: Tensor, positions: Tensor) -> Tensor:
+def logits_at(model: nn.Module, ids: Tensor, positions: Tensor, places: Tensor | None = None) -> Tensor:
     """Logits (K, V) of ids (N, L) at positions (K,) of the flattened ids.
 
+    places (N, S): all of these positions, of each row; the last layer's states may then be 0 elsewhere.
     transformers' own logits_to_keep takes a mask, whose size a GPU must be waited for.
     """
 
     def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0].flatten(0, 1)[positions],)
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(kept)
+    def asked(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict) -> tuple[tuple[Tensor, ...], dict]:
+        return inputs, named | {"places": places}
+
+    handles = [model.get_output_embeddings().register_forward_pre_hook(kept)]
+    layer = decoder.last(_base(model))
+    if layer is not None and places is not None and places.shape[1] <= decoder.MOST * ids.shape[1]:
+        handles.append(layer.register_forward_pre_hook(asked, with_kwargs=True))
     try:
         return model(input_ids=ids, use_cache=False).logits
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def logits_and_states(model: PeftModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Label-only logits (K, V), and the last layer's states (N, L, D) that they come from."""
+def logits_and_states(model: PeftModel, batch: Batch, everywhere: bool) -> tuple[Tensor, Tensor]:
+    """Label-only logits (K, V), and the last layer's states (N, L, D) that they come from. everywhere: these are wanted
+    at all positions, not only where the logits are."""
     seen = []
-    decoder = model.get_base_model().get_decoder()
-    handle = decoder.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    handle = _base(model).get_decoder().register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     try:
-        return summary_logits(model, batch), seen[-1]
+        return logits_at(model, batch.ids, batch.positions, None if everywhere else batch.places), seen[-1]
     finally:
         handle.remove()
+
+
+def _base(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def load_teacher(model: PeftModel, folder: Path, name: str) -> None:

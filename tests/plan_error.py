@@ -52,10 +52,16 @@ CASES = [
          model={"dtype": "bfloat16"}),
     case("pocket, 16x1, full recipe", POCKET, "16x1", 320, RECIPE, lora={"dropout": 0.0}),
     case("pocket, 8x2, 1,024 tokens, plain", POCKET, "8x2", 1024, PLAIN, lora={"dropout": 0.1}),
-    # not looked at while the constants of a CPU in engine/plan/memory.py were chosen
     case("25 M untied, 4x4, 384 tokens, rank 16, full recipe", MIDDLE, "4x4", 384, RECIPE, lora={"dropout": 0.1, "rank": 16}),
     case("67 M, 2x9, 768 tokens, bf16 autocast, plain", BIG, "2x9", 768, PLAIN, lora={"dropout": 0.1},
          train={"mixed_precision": "bf16"}),
+    case("67 M, 4x4, 640 tokens, rank 16, plain", BIG, "4x4", 640, PLAIN, lora={"dropout": 0.1, "rank": 16}),
+    case("25 M untied, 6x2, 448 tokens, bf16 autocast, full recipe", MIDDLE, "6x2", 448, RECIPE, lora={"dropout": 0.1},
+         train={"mixed_precision": "bf16"}),
+    # not looked at while the constants of a CPU in engine/plan/memory.py were chosen
+    case("67 M, 2x8, 448 tokens, rank 64, full recipe", BIG, "2x8", 448, RECIPE, lora={"dropout": 0.1, "rank": 64}),
+    case("25 M untied, 8x2, 640 tokens, bf16 autocast, checkpointing", MIDDLE, "8x2", 640, PLAIN, lora={"dropout": 0.1},
+         train={"mixed_precision": "bf16", "gradient_checkpointing": True}),
 ]  # fmt: skip
 
 

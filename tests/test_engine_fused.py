@@ -1,9 +1,11 @@
-"""Attention in blocks, losses over the vocabulary, gated layers and norms: the values and gradients of what they replace."""
+"""Attention in blocks, rotary positions, the last layer at some places, losses over the vocabulary, gated layers and norms:
+the values and gradients of what they replace."""
 
 import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -17,8 +19,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )  # fmt: skip
+from transformers.models.mistral import modeling_mistral
 
-from engine import attention, models, vocabulary
+from engine import attention, decoder, models, vocabulary
+from engine.batches import Encoded, plain_batch
+from engine.settings import Lora
 
 pytestmark = pytest.mark.engine
 
@@ -69,6 +74,40 @@ def test_in_lower_precision_it_is_as_near_to_the_exact_one_as_torch_s(dtype, tol
         assert apart(found, true) < max(tolerance, 1.5 * apart(other, true))
 
 
+def test_weights_wait_for_the_backward_pass_where_they_are_few(monkeypatch):
+    """Kept or computed again, in one block or in two."""
+    inputs, out = heads(300, torch.float32), torch.randn(2, 300, 6, 16)
+    found = []
+    for most, count in ((attention.KEPT, 2 * 2 * 2), (300 * 300 * 4 - 1, 0)):
+        monkeypatch.setattr(attention, "KEPT", most)
+        result = ours(*[value.requires_grad_() for value in inputs])
+        assert len(result.grad_fn.saved_tensors) == 3 + count  # sequences * key heads * blocks
+        found.append(torch.autograd.grad(result, inputs, out))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+# -- rotary positions ---------------------------------------------------------------------------------------------
+
+
+def test_rotary_positions_are_transformers_own():
+    """With different turns of the two halves, which no model has: so that none is taken for the other."""
+    torch.manual_seed(0)
+    x, cos, sin = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 5, 3, 8), (2, 5, 8), (2, 5, 8)))
+    out = torch.randn(2, 5, 3, 8, dtype=torch.float64)
+
+    def theirs(x):
+        return modeling_mistral.apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)[0]
+
+    def turned(x):
+        return decoder.Rotated.apply(x, cos, sin, x.dtype)
+
+    for found, exact in zip(with_gradients(turned, [x], out), with_gradients(theirs, [x], out), strict=True):
+        assert (found - exact).abs().max() < 1e-14
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
 def small(kind, config, **changed):
     torch.manual_seed(0)
     given = {
@@ -98,6 +137,66 @@ def test_a_model_with_all_of_them_says_what_it_said(kind, config, length):
 
     for found, exact in zip(said(joined), said(plain), strict=True):
         assert apart(found, exact) < 1e-6  # transformers' norm rounds to float32
+
+
+def documents(lengths, prompts):
+    chance = torch.Generator().manual_seed(2)
+    return [
+        Encoded(torch.randint(1, 50, (length,), generator=chance).tolist(), prompt, 0)
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("window", [None, 16])
+@pytest.mark.parametrize(("kind", "config"), FAMILIES)
+def test_the_last_layer_at_the_places_of_labels_learns_the_same(kind, config, window, checkpointed, monkeypatch):
+    """Logits, and the gradients of every adapter, beside transformers' model and PEFT's layers."""
+    more = {"sliding_window": window} if config is not LlamaConfig else {}
+    plain = small(kind, config, **more).double()
+    batch = plain_batch(documents((90, 84, 9), (80, 50, 4)), 0)
+    assert batch.places.shape == (3, 64) and batch.ids.shape == (3, 96)
+
+    def learnt(model):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for weight in models.trainable(model).values():
+                weight.normal_(std=0.1)
+        if checkpointed:
+            model.enable_input_require_grads()
+            model.activation_checkpointing_enable()
+        logits = models.summary_logits(model.train(), batch)
+        loss = vocabulary.TokenNll.apply(logits, batch.targets).sum()
+        return logits, *torch.autograd.grad(loss, models.trainable(model).values())
+
+    lora = Lora(rank=4, dropout=0.0)
+    joined = models.attach(models.frozen(copy.deepcopy(plain)), lora, 0)
+    last, asked = decoder.last(joined.get_base_model()), []
+    last.mlp.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].shape[1]))
+    plain = get_peft_model(plain, LoraConfig(r=4, lora_alpha=lora.alpha, target_modules=list(lora.target_modules)))
+    found = learnt(joined)
+    assert set(asked) == {64}
+    for one, exact in zip(found, learnt(plain), strict=True):
+        assert apart(one, exact) < 2e-5  # transformers' norm rounds to float32
+    monkeypatch.setattr(decoder, "MOST", 0)
+    for one, exact in zip(found, learnt(joined), strict=True):
+        assert apart(one, exact) < 1e-13
+    assert set(asked) == {64, 96}
+
+
+def test_states_that_are_wanted_everywhere_are_there():
+    plain = small(MistralForCausalLM, MistralConfig)
+    joined = models.attach(models.frozen(copy.deepcopy(plain)), Lora(rank=4, dropout=0.0), 0)
+    batch = plain_batch(documents((70, 64), (60, 50)), 0)
+    with torch.no_grad():
+        exact = plain.model(input_ids=batch.ids).last_hidden_state
+        logits, states = models.logits_and_states(joined, batch, True)
+        same, some = models.logits_and_states(joined, batch, False)
+    assert apart(states, exact) < 1e-6 and apart(same, logits) < 1e-6
+    assert apart(some[batch.predicts], exact[batch.predicts]) < 1e-6
+    nobody_asks = ~batch.predicts
+    nobody_asks[:, -1] = False  # the place that stands for missing ones
+    assert not some[nobody_asks].any()
 
 
 @pytest.mark.parametrize(

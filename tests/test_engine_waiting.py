@@ -102,9 +102,12 @@ def test_numbers_of_tokens_say_what_masks_say(whole):
         for name, members in batch.rows_of.items():
             mask = torch.isin(batch.rows, members)
             assert mask.nonzero()[:, 0].tolist() == batch.tokens_of[name].tolist()
-            ids, positions = batch.answers_to(name)
+            ids, positions, places = batch.answers_to(name)
             assert torch.equal(ids, batch.ids[members])
             assert torch.equal(positions, batch.predicts[members].flatten().nonzero()[:, 0])
+            for row, mask in zip(places.tolist(), batch.predicts[members], strict=True):
+                here = mask.nonzero()[:, 0].tolist()
+                assert row == here + [batch.ids.shape[1] - 1] * (len(row) - len(here))
 
 
 def test_made_batches_are_those_of_the_settings(whole):

@@ -103,9 +103,11 @@ def test_weights_of_mistral():
 @pytest.mark.engine
 def test_what_the_plan_says_of_the_engine_is_true_of_it():
     """The plan is light, so it cannot ask the engine."""
-    from engine import batches, ewc, products
+    from engine import attention, batches, decoder, ewc, products
 
-    assert (loads_of.PADDED, memory.CODES, memory.FISHER_TOKENS) == (batches.LENGTHS, products.CODES, ewc.TOKENS)
+    assert (memory.PADDED, memory.PLACES) == (batches.LENGTHS, batches.PLACES)
+    assert (memory.CODES, memory.FISHER_TOKENS) == (products.CODES, ewc.TOKENS)
+    assert (memory.QUERIES, memory.KEPT, memory.MOST_PLACES) == (attention.QUERIES, attention.KEPT, decoder.MOST)
 
 
 def test_streamed_layers_leave_all_but_two():
@@ -141,11 +143,22 @@ def test_autograd_keeps_what_is_predicted(autocast, dtype, dropout, mask):
     tokens = 3 * 48  # rows come in multiples of sixteen
     kept = (_saved(told, shape, 3) - _saved(told, shape, 1)) / 2
     predicted = tokens * memory.kept_by_layer(told, shape, Place("cpu")) + memory.casts_of_layer(told, shape)
-    predicted += 3 * memory.masks_of_layer(told, shape)
+    predicted += 3 * (memory.masks_of_layer(told, shape) + memory.weights_of_attention(told, shape, 48, Place("cpu")))
     assert kept == pytest.approx(predicted, rel=0.001)
+    spared = _saved(told, shape, 2) - _saved(told, shape, 2, 32)  # the last layer at 32 places of each row
+    last = memory._last_layer(told, shape, Load(3, 48, 15, places=5), Place("cpu"), predicted)
+    assert spared == pytest.approx(predicted - last, rel=0.001)
 
 
-def _saved(told: Settings, shape: shapes.Shape, layers: int) -> int:
+def test_weights_of_attention_are_kept_where_they_are_few():
+    """16 heads of 256 KiB are kept as a block of 256 x 256 and one of 44 x 300; a longer row's are not."""
+    shape = shapes.Shape(64, 160, 1, 16, 2, 16, 100)
+    assert memory.weights_of_attention(settings(), shape, 300, Place("cpu")) == 16 * 4 * (256 * 256 + 44 * 300)
+    assert memory.weights_of_attention(settings(), shape, 400, Place("cpu")) == 0
+    assert memory.weights_of_attention(settings(), shape, 300, Place("cuda")) == 0
+
+
+def _saved(told: Settings, shape: shapes.Shape, layers: int, places: int = 0) -> int:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -170,12 +183,12 @@ def _saved(told: Settings, shape: shapes.Shape, layers: int) -> int:
         return tensor
 
     ids = torch.randint(0, shape.vocabulary, (3, 48))
-    scored = torch.zeros(3, 48, dtype=torch.bool)
-    scored[:, -5:] = True
+    scored = (torch.arange(3)[:, None] * 48 + torch.arange(42, 47)).flatten()
+    at = torch.cat([torch.arange(42, 47), torch.full((places - 5,), 47)]).expand(3, -1) if places else None
     bf16 = told.train.mixed_precision == "bf16"
     saving = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with saving, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        kept = model(input_ids=ids, logits_to_keep=scored, use_cache=False).logits
+        kept = models.logits_at(model, ids, scored, at)
     assert kept.requires_grad
     return sum(seen.values())
 
@@ -220,7 +233,7 @@ def test_checkpointing_costs_a_forward_more():
     again = flops.of_step(settings(train={"gradient_checkpointing": True}), MISTRAL, known, 0)
     assert again == pytest.approx(1.5 * plain)
     # 18 rows of 200 tokens, four operations a weight of the layers, and attention
-    assert plain == pytest.approx(3600 * 32 * 2 * (2 * MISTRAL.layer_weights + 2 * 200 * 4096))
+    assert plain == pytest.approx(3600 * 31.1 * 2 * (2 * MISTRAL.layer_weights + 2 * 200 * 4096))  # a tenth is scored
 
 
 def test_copies_of_streamed_layers_go_on_beside_the_computation(tmp_path):

@@ -13,14 +13,15 @@ def of_step(settings: Settings, shape: Shape, found: Lengths, phase: int) -> flo
 
     A token costs 2 operations a weight forward and 2 backward (frozen weights have no gradient of their own), 2 more where
     activations are recomputed; attention adds 2 (forward) x 2 products x half the length x width a layer. A replayed row
-    with a teacher has one forward more. Logits are made at scored tokens only and left out.
+    with a teacher has one forward more. The last layer works at scored tokens only; logits are made there too, and left out.
     """
     passes = 3 if settings.train.gradient_checkpointing else 2
     rows = settings.batch_records + old_rows(settings, found, phase)
     told = old_rows(settings, found, phase) / rows
     tokens = step_tokens(settings, found, phase)
     layer = 2 * shape.layer_weights + 2 * (tokens / rows) * shape.queries
-    return tokens * shape.layers * layer * (passes + told)
+    layers = shape.layers - 1 + found.mean_summary / found.mean
+    return tokens * layers * layer * (passes + told)
 
 
 def copied_bytes(settings: Settings, shape: Shape, found: Lengths, phase: int) -> float:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.plan.memory import Load
+from engine.plan.memory import PADDED, Load
 from engine.settings import Settings
 
-PADDED = 16  # tokens, as engine/batches.py pads
 LONG = 0.1  # share of the documents, the longest, whose summaries stand in the largest micro-batch
 
 
@@ -68,10 +67,10 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
     others, largest = (rows - 1) * found.summary_on_top, found.longest_summary
     labels = round(others + largest)
     told = labels if looks_back else largest if replayed else 0
-    made = [Load(rows, found.longest, labels, told, largest, found.different)]
+    made = [Load(rows, found.longest, labels, told, largest, found.different, largest)]
     if _reads_plain(settings, found):
         scored = found.longest_plain - 1
-        made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest, found.different))
+        made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest, found.different, scored))
     return made
 
 

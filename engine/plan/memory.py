@@ -13,13 +13,18 @@ Parts = dict[str, float]  # {part: bytes}
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
-SHARE_LOST = {"cuda": 0.04, "cpu": 0.33}  # of what comes and goes: gaps; glibc's heap keeps much of what was freed
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.16}  # of what comes and goes: gaps; glibc's heap keeps much of what was freed
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
-FIRST_USE = 0.035 * 2**30  # tables that a CPU's first step brings in
-CODE = 0.37 * 2**20  # machine code that oneDNN writes for one shape of a product
+CODE = 0.7 * 2**20  # machine code that oneDNN writes for one shape of a product
 CODES, CODES_OF_A_LENGTH = 512, 40  # it keeps (engine/products.py), and micro-batches of one length have
+PADDED, PLACES = 16, 32  # tokens of a row, and its places, come in multiples of them (engine/batches.py)
 FISHER_TOKENS = 1024  # of a batch on a CPU (engine/ewc.py)
+QUERIES, KEPT = (
+    256,
+    2**19,
+)  # of a block of attention on a CPU, and bytes of a head's weights that are kept (engine/attention.py)
+MOST_PLACES = 0.75  # of a row, at which the last layer is asked for some places alone (engine/decoder.py)
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
 
@@ -35,6 +40,7 @@ class Load:
     told: int = 0
     longest_labels: int = 0  # of one document, for the Fisher
     lengths: int = 1  # different ones that micro-batches of the job have
+    places: int | None = None  # scored tokens of the row with most of them; None: all
 
     @property
     def tokens(self) -> int:
@@ -74,7 +80,7 @@ def _with_lost(parts: Parts, fixed: Parts, load: Load, place: Place) -> Parts:
     if place.device == "cuda":
         return parts | {"allocator": lost, "process": CUDA_CONTEXT}
     code = CODE * min(CODES, CODES_OF_A_LENGTH * load.lengths)
-    return parts | {"allocator": lost, "machine code": FIRST_USE + code, "process": PROCESS}
+    return parts | {"allocator": lost, "machine code": code, "process": PROCESS}
 
 
 def peak(found: dict[str, Parts]) -> tuple[str, Parts]:
@@ -155,7 +161,7 @@ def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Part
     """Forward and backward of the largest micro-batch: everything kept for the backward pass, then the larger of what
     the losses need over the vocabulary and what the backward pass of one layer adds."""
     layer = load.tokens * kept_by_layer(settings, shape, place) + casts_of_layer(settings, shape)
-    layer += load.rows * masks_of_layer(settings, shape)
+    layer += load.rows * (masks_of_layer(settings, shape) + weights_of_attention(settings, shape, load.length, place))
     between = load.tokens * shape.hidden * BYTES[settings.model.dtype]
     logits, told = over_vocabulary(settings, shape, load)
     backward = load.tokens * backward_of_layer(settings, shape)
@@ -163,15 +169,44 @@ def training(settings: Settings, shape: Shape, load: Load, place: Place) -> Part
         boundaries = 2 if settings.train.checkpoint_offload and place.device == "cuda" else shape.layers
         held, burst = boundaries * between, layer + backward
     else:
-        held, burst = shape.layers * layer, backward
+        held, burst = (shape.layers - 1) * layer + _last_layer(settings, shape, load, place, layer), backward
     if place.device == "cuda":  # its allocator gives the vocabulary's room to the layers; glibc's heap hardly does
         burst = max(0.0, burst - logits - told)
     activations = held + 2 * between + burst
     return {"activations": activations, "logits": logits, "teachers' words": told}
 
 
+def _last_layer(settings: Settings, shape: Shape, load: Load, place: Place, whole: float) -> float:
+    """Bytes that the last layer keeps: at the places of scored tokens all that another would keep (`whole`), elsewhere
+    what its keys and values need. See engine/decoder.py."""
+    places = load.length if load.places is None else load.places + -load.places % PLACES
+    everywhere = settings.losses.contrastive and settings.losses.crossclr.pairs == "document_summary"
+    if everywhere or places > MOST_PLACES * load.length:
+        return whole
+    c = computed_bytes(settings)
+    first, rest = _kept(settings, shape, place)
+    first += (
+        2 * c * (shape.queries - shape.keys)
+    )  # torch's attention with a mask has keys and values for each query's head
+    if place.device == "cpu":
+        rest += 4 * shape.heads + c * load.length  # a logsumexp, and the mask
+        rest += c * shape.queries if pefts_own(settings) else 0  # its result, which our own o_proj shares
+    if "q_proj" in settings.lora.target_modules and not pefts_own(settings):
+        rest += shape.hidden * c  # what its queries are made of is picked out
+    rest += (
+        2 * shape.head * BYTES[settings.model.dtype] + 3 * 8
+    )  # as are the turns of rotary positions, by three indices
+    kept = load.tokens * first + load.rows * places * rest
+    return kept + casts_of_layer(settings, shape) + load.rows * masks_of_layer(settings, shape)
+
+
 def kept_by_layer(settings: Settings, shape: Shape, place: Place) -> float:
-    """Bytes a token leaves in one layer for the backward pass.
+    """Bytes a token leaves in one layer for the backward pass; see `_kept`."""
+    return sum(_kept(settings, shape, place))
+
+
+def _kept(settings: Settings, shape: Shape, place: Place) -> tuple[float, float]:
+    """(bytes a token leaves in one layer on the way to its keys and values, all others).
 
     Two norms keep their input and one number; rotated q and k and v for attention (torch's own on a GPU also its result
     and a logsumexp); gate and up, but not their product. An adapted module keeps what A reads and the r numbers A makes of it.
@@ -180,22 +215,36 @@ def kept_by_layer(settings: Settings, shape: Shape, place: Place) -> float:
     """
     c, adapter, plain = computed_bytes(settings), adapter_bytes(settings), BYTES[settings.model.dtype]
     read = 2 if settings.train.mixed_precision == "bf16" else adapter
-    norms = 2 * (shape.hidden * plain + 4)
-    attention = c * (shape.queries + 2 * shape.keys)
+    norm = shape.hidden * plain + 4
     result = c * shape.queries
-    if place.device == "cuda":
-        attention, result = attention + result + 4 * shape.heads, 0
-    gates = 2 * shape.intermediate * c
     linear = shape.linear()
     names = [name for name in settings.lora.target_modules if name in linear]
-    narrow = read * settings.lora.rank * len(names)
+    early = [name for name in names if name in ("k_proj", "v_proj")]
+    first = norm + 2 * c * shape.keys + read * settings.lora.rank * len(early)
+    rest = norm + c * shape.queries + 2 * shape.intermediate * c + read * settings.lora.rank * (len(names) - len(early))
+    if place.device == "cuda":
+        rest, result = rest + result + 4 * shape.heads, 0
     if pefts_own(settings) and (settings.lora.dropout or adapter != c or read != adapter):
         entry = read + (1 if place.device == "cuda" else adapter) * bool(settings.lora.dropout)
-        return norms + attention + gates + narrow + entry * sum(linear[name][0] for name in names)
-    read_by = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y", "down_proj": "z"}
+        entries = {name: entry * linear[name][0] for name in names}
+        of_early = sum(entries[name] for name in early)
+        return first + of_early, rest + sum(entries.values()) - of_early
+    read_by = {"gate_proj": "y", "up_proj": "y", "down_proj": "z"}
     inputs = {read_by[name]: linear[name][0] * c for name in names if name in read_by}
     inputs |= {"result": result} if "o_proj" in names else {}
-    return norms + attention + gates + narrow + sum(inputs.values())
+    return first + (shape.hidden * c if {"q_proj", *early} & {*names} else 0), rest + sum(inputs.values())
+
+
+def weights_of_attention(settings: Settings, shape: Shape, length: int, place: Place) -> float:
+    """Bytes that the attention of one row keeps in a layer, on a CPU where they are few; a block's later keys are left out."""
+    c = computed_bytes(settings)
+    if place.device != "cpu" or length**2 * c > KEPT:
+        return 0.0
+    return (
+        shape.heads
+        * c
+        * sum(min(QUERIES, length - start) * min(start + QUERIES, length) for start in range(0, length, QUERIES))
+    )
 
 
 def pefts_own(settings: Settings) -> bool:
@@ -228,8 +277,8 @@ def backward_of_layer(settings: Settings, shape: Shape) -> float:
 def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float, float]:
     """(bytes of the student's logits and all that the losses make of them, bytes of the teachers' log-probabilities).
 
-    Logits and their gradient; for diversity and drift a softmax with its gradient, and the logits and their gradient once
-    more where they are wider than the model's; for drift the embedding. A teacher's words, the student's at the same tokens
+    Logits and their gradient; for diversity and drift a softmax with its gradient, and the gradient of the logits once more
+    where it is wider than the model's; for drift the embedding. A teacher's words, the student's at the same tokens
     and their gradient, which is spread over all tokens once more. See engine/vocabulary.py.
     """
     narrow = computed_bytes(settings)
@@ -237,7 +286,7 @@ def over_vocabulary(settings: Settings, shape: Shape, load: Load) -> tuple[float
     row = load.labels * shape.vocabulary
     student = 2 * row * narrow
     if settings.losses.diversity or settings.losses.drift:
-        student += 2 * row * wide + (2 * row * wide if narrow < wide else 0)
+        student += 2 * row * wide + (row * wide if narrow < wide else 0)
     if settings.losses.drift and BYTES[settings.model.dtype] < wide:
         student += shape.vocabulary * shape.hidden * wide  # and the embedding is widened whole
     told = load.told * shape.vocabulary
@@ -269,7 +318,8 @@ def fisher(settings: Settings, shape: Shape, load: Load, place: Place) -> Parts:
         rows = max(1, min(rows, FISHER_TOKENS // load.length))
     quiet = settings.model_copy(update={"lora": settings.lora.model_copy(update={"dropout": 0.0})})
     plain = quiet.model_copy(update={"losses": settings.losses.model_copy(update={"diversity": 0.0, "drift": 0.0})})
-    one = Load(rows, load.length, rows * (load.longest_labels or load.labels))
+    labels = load.longest_labels or load.labels
+    one = Load(rows, load.length, rows * labels, places=load.longest_labels or None)
     linear = [inside * outside for inside, outside in shape.linear().values()]
     widest = sum(max(shape.linear().values(), key=sum)) * one.tokens * 4 if computed_bytes(plain) < 4 else 0
     return training(plain, shape, one, place) | {"fisher": 2 * 4 * max(linear) + widest}
