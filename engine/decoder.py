@@ -86,9 +86,7 @@ def _attention(known: type[nn.Module]) -> type[nn.Module]:
             query = _heads(self, self.q_proj(asked), "q_norm", turns)
             key = _heads(self, self.k_proj(hidden_states), "k_norm", position_embeddings)
             value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            attend = (
-                attention.forward if places is not None else ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-            )
+            attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
             dropped = self.attention_dropout if self.training else 0.0
             found, _ = attend(self, query, key, value, attention_mask, dropout=dropped, scaling=self.scaling, **kwargs)
             return self.o_proj(found.flatten(2)), None

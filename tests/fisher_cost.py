@@ -81,6 +81,7 @@ def race(model, plain, documents: list, space: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--spaces", nargs="+", choices=["product", "factor"], default=["product", "factor"])
     given = parser.parse_args()
     models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
     config = LoraConfig(
@@ -93,7 +94,7 @@ def main() -> None:
     chance = generator("fisher cost")
     documents = [step_cost.document(chance, (150, 420), (40, 90), step_cost.WORDS) for _ in range(given.documents)]
     print(f"{given.documents} documents of {sum(len(d.ids) for d in documents)} tokens")
-    for space in ("product", "factor"):
+    for space in given.spaces:
         race(model, plain, documents, space)
 
 

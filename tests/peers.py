@@ -1,7 +1,8 @@
 """`make bench-peers`: a training step here beside Hugging Face Trainer and TRL's SFTTrainer, both with PEFT.
 
 The same model, documents, order, dropout rate, precision and optimizer; every side a process of its own with one thread;
-they take turns step by step, so that a busy machine hurts all alike. Ratios are of CPU time, since cores may be shared.
+they take turns step by step, so that a busy machine hurts all alike. Speeds are medians of the ratios of a step's times to
+Trainer's at the same step.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks import machine
@@ -63,11 +65,17 @@ class Side:
     def median(self, what: str) -> float:
         return statistics.median(step[what] for step in self.steps[1:])  # the first warms up
 
+    def speed(self, what: str, other: "Side") -> float:
+        """How many times as fast as another it was, at the same steps."""
+        return statistics.median(
+            theirs[what] / ours[what] for ours, theirs in zip(self.steps[1:], other.steps[1:], strict=True)
+        )
 
-def race(size: str, bf16: bool, dropout: float, rounds: int, folder: str) -> list[str]:
+
+def race(size: str, bf16: bool, dropout: float, rounds: int, folder: str, names: Sequence[str] = SIDES) -> list[str]:
     """Rows of the table for one model and one precision."""
     given = {"size": size, "bf16": bf16, "dropout": dropout, "steps": rounds + 2, "folder": folder}
-    sides = {side: Side(side, **given) for side in SIDES}
+    sides = {side: Side(side, **given) for side in names}
     for number in range(rounds + 1):
         for side in sides.values():
             side.step(number)
@@ -77,8 +85,7 @@ def race(size: str, bf16: bool, dropout: float, rounds: int, folder: str) -> lis
         tokens = side.median("tokens")
         rows.append(
             f"| {size}, {'bf16 autocast' if bf16 else 'fp32'} | {NAMES[name]} | {side.median('cpu'):.2f} | {side.median('wall'):.2f} | "
-            f"{tokens / side.median('cpu'):.0f} | {first.median('cpu') / side.median('cpu'):.2f} | "
-            f"{first.median('wall') / side.median('wall'):.2f} | {peaks[name]:.2f} | {peaks[name] / peaks['Trainer']:.2f} |"
+            f"{tokens / side.median('cpu'):.0f} | {side.speed('cpu', first):.2f} | {side.speed('wall', first):.2f} | {peaks[name]:.2f} | {peaks[name] / peaks['Trainer']:.2f} |"
         )
         print(rows[-1], flush=True)
     return rows
@@ -107,16 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=["pocket", "67M"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="Trainer must be among them")
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        agreed = [agreement(size, folder) for size in given.sizes]
+        agreed = [agreement(size, folder) for size in given.sizes if {"SFTTrainer", "plain"} <= {*given.sides}]
         rows = [
             row
             for size in given.sizes
-            for bf16 in (False, True)
-            for row in race(size, bf16, given.dropout, given.rounds, folder)
+            for precision in given.precisions
+            for row in race(size, precision == "bf16", given.dropout, given.rounds, folder, given.sides)
         ]
     if given.write:
         write(given, rows, agreed)

@@ -216,6 +216,16 @@ def test_the_largest_micro_batch_is_that_of_the_longest_documents():
     assert (found.rows, found.length, found.labels, found.told) == (3, 200, round(2 * 19.1 + 20), 0)
 
 
+def test_a_budget_of_tokens_cuts_the_largest_micro_batch():
+    """Documents of 200 tokens are padded to 208."""
+    known = lengths([(200, 20)], [90])
+    for tokens, rows in ((None, 3), (624, 3), (623, 2), (100, 1)):
+        told = settings(train={"per_device_train_batch_size": 3, "micro_batch_tokens": tokens})
+        assert [load.rows for load in loads_of.loads(told, known, 0)] == [rows]
+    told = settings(train={"per_device_train_batch_size": 3, "micro_batch_tokens": 300}, distil={"documents": 1.0})
+    assert [(load.rows, load.labels) for load in loads_of.loads(told, known, 0)] == [(1, 20), (3, 2 * 20 + 89)]
+
+
 def test_replayed_rows_share_the_micro_batches():
     told = settings(train={"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}, replay={"batch_share": 0.1},
                     distil={"phase": 1.0, "documents": 0.3, "documents_share": 0.1})  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 
-from engine.plan.load import Lengths, old_rows, step_tokens
+from engine.plan.load import Lengths, old_rows, rows_together, step_tokens
 from engine.plan.memory import layer_bytes
 from engine.plan.shapes import Shape
 from engine.settings import Settings
@@ -29,8 +29,8 @@ def copied_bytes(settings: Settings, shape: Shape, found: Lengths, phase: int) -
     each micro-batch, and forward once more for the teacher of each replayed row that stands in one of its own. The last two are still there when the
     backward pass begins."""
     count = min(settings.model.stream_layers, shape.layers)
-    size = settings.train.per_device_train_batch_size
     old = old_rows(settings, found, phase)
-    batches = math.ceil((settings.batch_records + old) / size)
+    rows = settings.batch_records + old
+    batches = math.ceil(rows / rows_together(settings, rows, math.ceil(found.mean)))
     passes = count + max(0, count - 2)
     return layer_bytes(settings, shape) * (batches * passes + min(old, batches) * count)

@@ -60,7 +60,8 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
 
     Micro-batches are cut from rows sorted by length, so the longest do meet.
     """
-    rows = rows_together(settings, settings.batch_records + old_rows(settings, found, phase))
+    count = settings.batch_records + old_rows(settings, found, phase)
+    rows = rows_together(settings, count, found.longest)
     distil = settings.distil
     replayed = (phase and distil.phase and settings.replay.batch_share) or (distil.base and distil.base_share)
     looks_back = distil.new or settings.losses.floor
@@ -70,14 +71,18 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
     made = [Load(rows, found.longest, labels, told, largest, found.different, largest)]
     if _reads_plain(settings, found):
         scored = found.longest_plain - 1
+        rows = rows_together(settings, count, found.longest_plain)
+        others = (rows - 1) * found.summary_on_top
         made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest, found.different, scored))
     return made
 
 
-def rows_together(settings: Settings, count: int) -> int:
-    """Rows of the largest micro-batch of a step of `count` rows: they are cut into parts of nearly equal number."""
-    size = settings.train.per_device_train_batch_size
-    return -(-count // -(-count // size))
+def rows_together(settings: Settings, count: int, longest: int) -> int:
+    """Rows of the largest micro-batch of a step of `count` rows: they are cut into parts of nearly equal number, which
+    train.micro_batch_tokens cuts again."""
+    size, tokens = settings.train.per_device_train_batch_size, settings.train.micro_batch_tokens
+    rows = -(-count // -(-count // size))
+    return rows if tokens is None else max(1, min(rows, tokens // (longest + -longest % PADDED)))
 
 
 def old_rows(settings: Settings, found: Lengths, phase: int) -> int:

@@ -13,7 +13,8 @@ Parts = dict[str, float]  # {part: bytes}
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
-SHARE_LOST = {"cuda": 0.04, "cpu": 0.16}  # of what comes and goes: gaps; glibc's heap keeps much of what was freed
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.16}  # of what comes and goes: gaps, and what glibc's heap keeps of what was freed
+LOST_RECOMPUTING = 0.5  # on a CPU with activation checkpointing: arrays come and go in two orders
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
 CODE = 0.7 * 2**20  # machine code that oneDNN writes for one shape of a product
@@ -72,11 +73,14 @@ def stages(settings: Settings, shape: Shape, load: Load, place: Place) -> dict[s
     if settings.ewc.lambda_ and settings.ewc.importance == "fisher":
         found["fisher"] = fisher(settings, shape, load, place)
     found["generating"] = generating(settings, shape, load, place)
-    return {stage: _with_lost(fixed | coming, fixed, load, place) for stage, coming in found.items()}
+    share = SHARE_LOST[place.device]
+    if place.device == "cpu" and settings.train.gradient_checkpointing:
+        share = LOST_RECOMPUTING
+    return {stage: _with_lost(fixed | coming, fixed, share, load, place) for stage, coming in found.items()}
 
 
-def _with_lost(parts: Parts, fixed: Parts, load: Load, place: Place) -> Parts:
-    lost = SHARE_LOST[place.device] * (sum(parts.values()) - sum(fixed.values()))
+def _with_lost(parts: Parts, fixed: Parts, share: float, load: Load, place: Place) -> Parts:
+    lost = share * (sum(parts.values()) - sum(fixed.values()))
     if place.device == "cuda":
         return parts | {"allocator": lost, "process": CUDA_CONTEXT}
     code = CODE * min(CODES, CODES_OF_A_LENGTH * load.lengths)
