@@ -1,9 +1,9 @@
 """Causal attention on a CPU, block by block: softmax(Q K^T * scale) V through the products of engine/products.py.
 
 torch's own kernel computes the same in small tiles and reaches a fifth of what the processor can multiply; here a block
-is as large as its second cache, and keys that come later are left out block by block. Nothing of the length squared
-outlives a block: the backward pass computes the weights again, as FlashAttention does (Dao et al. 2022,
-arXiv 2205.14135). Scores and softmax are float32, also where queries and keys are bf16. Figures: docs/benchmarks.md.
+is as large as its second cache, and keys that come later are left out block by block. Of long rows nothing of the length
+squared outlives a block: the backward pass computes the weights again, as FlashAttention does (Dao et al. 2022,
+arXiv 2205.14135); those of short rows (KEPT) wait for it. Scores and softmax are float32, also where queries and keys are bf16. Figures: docs/benchmarks.md.
 """
 
 from functools import cache
@@ -75,15 +75,16 @@ class _Blocks(torch.autograd.Function):
                 weights = weights.to(value.dtype)
                 found = product(weights, value[n, group, :end].mT)
                 of_heads[n, start:end, group] = found.view(shared, end - start, -1).transpose(0, 1)
-                kept += [weights] if keeps else []
+                if keeps:
+                    kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
         return result
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        query, key, value, *kept = ctx.saved_tensors
-        kept = iter(kept)
+        query, key, value, *weights_kept = ctx.saved_tensors
+        kept = iter(weights_kept)
         shared, kind = query.shape[1] // key.shape[1], query.dtype
         of_query = torch.empty_like(query)
         of_key, of_value = wide(torch.zeros_like(key)), wide(torch.zeros_like(value))

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
+from engine.decoder import FAMILIES
+
 # down(silu(gate(x)) * up(x)) is all that these do in transformers
-KNOWN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP")
+KNOWN = [f"{family}MLP" for family in FAMILIES]
 
 
 class Gated(torch.autograd.Function):

@@ -8,10 +8,11 @@ autocast the linear layers behind it would round it to bf16 themselves, each for
 import torch
 from torch import Tensor, nn
 
+from engine.decoder import FAMILIES
 from engine.products import autocast_type
 from engine.vocabulary import wide
 
-KNOWN = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+KNOWN = [f"{family}RMSNorm" for family in FAMILIES]
 BEFORE_PRODUCTS = ("input_layernorm", "post_attention_layernorm")  # only linear layers read these
 
 

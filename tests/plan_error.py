@@ -58,7 +58,7 @@ CASES = [
     case("67 M, 4x4, 640 tokens, rank 16, plain", BIG, "4x4", 640, PLAIN, lora={"dropout": 0.1, "rank": 16}),
     case("25 M untied, 6x2, 448 tokens, bf16 autocast, full recipe", MIDDLE, "6x2", 448, RECIPE, lora={"dropout": 0.1},
          train={"mixed_precision": "bf16"}),
-    # not looked at while the constants of a CPU in engine/plan/memory.py were chosen
+    # not looked at while the constants of a CPU in engine/plan/memory.py were chosen, but for LOST_RECOMPUTING
     case("67 M, 2x8, 448 tokens, rank 64, full recipe", BIG, "2x8", 448, RECIPE, lora={"dropout": 0.1, "rank": 64}),
     case("25 M untied, 8x2, 640 tokens, bf16 autocast, checkpointing", MIDDLE, "8x2", 640, PLAIN, lora={"dropout": 0.1},
          train={"mixed_precision": "bf16", "gradient_checkpointing": True}),

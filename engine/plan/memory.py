@@ -189,17 +189,15 @@ def _last_layer(settings: Settings, shape: Shape, load: Load, place: Place, whol
         return whole
     c = computed_bytes(settings)
     first, rest = _kept(settings, shape, place)
-    first += (
-        2 * c * (shape.queries - shape.keys)
-    )  # torch's attention with a mask has keys and values for each query's head
+    # torch's attention with a mask has keys and values for each query's head
+    first += 2 * c * (shape.queries - shape.keys)
     if place.device == "cpu":
         rest += 4 * shape.heads + c * load.length  # a logsumexp, and the mask
         rest += c * shape.queries if pefts_own(settings) else 0  # its result, which our own o_proj shares
     if "q_proj" in settings.lora.target_modules and not pefts_own(settings):
         rest += shape.hidden * c  # what its queries are made of is picked out
-    rest += (
-        2 * shape.head * BYTES[settings.model.dtype] + 3 * 8
-    )  # as are the turns of rotary positions, by three indices
+    # as are the turns of rotary positions, by three indices
+    rest += 2 * shape.head * BYTES[settings.model.dtype] + 3 * 8
     kept = load.tokens * first + load.rows * places * rest
     return kept + casts_of_layer(settings, shape) + load.rows * masks_of_layer(settings, shape)
 
@@ -244,11 +242,8 @@ def weights_of_attention(settings: Settings, shape: Shape, length: int, place: P
     c = computed_bytes(settings)
     if place.device != "cpu" or length**2 * c > KEPT:
         return 0.0
-    return (
-        shape.heads
-        * c
-        * sum(min(QUERIES, length - start) * min(start + QUERIES, length) for start in range(0, length, QUERIES))
-    )
+    blocks = [(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
+    return shape.heads * c * sum((end - start) * end for start, end in blocks)
 
 
 def pefts_own(settings: Settings) -> bool:
