@@ -18,6 +18,7 @@ from typing import IO, Any
 from engine.events import Ended, Writer
 from engine.settings import ConfigError
 from jobs import gpus, locks, progress
+from jobs.environment import of_job
 from jobs.home import PROJECT, Home
 from jobs.queue import Line
 from jobs.records import BLOCKED, CANCELLED, DONE, FAILED, QUEUED, RUNNING, UNSUCCESSFUL, Job, Records
@@ -36,10 +37,6 @@ ADOPT = 10**6  # priority of an adoption: before all jobs, so that it holds a wo
 KILLED = -signal.SIGKILL
 
 log = logging.getLogger(__name__)
-
-# Threads that wait for each other sleep instead of spinning: beside other work on the same cores a product of matrices takes
-# 1.6 times as long as alone, not ten times; alone there is no difference (docs/log.md). What the user has set stays.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Runner:
@@ -291,17 +288,14 @@ class Runner:
         return None
 
     def _spawn(self, job_id: str, attempt: int, slot: gpus.Slot, inherited: list[IO]) -> subprocess.Popen:
-        environment = (
-            WAITING
-            | os.environ
-            | {
-                "HYBRIDSUM_HOME": str(self.home.root),
-                "HYBRIDSUM_ATTEMPT": str(attempt),
-                "HYBRIDSUM_DEVICE": slot.name,
-                "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
-                "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
-            }
-        )
+        given = {
+            "HYBRIDSUM_HOME": str(self.home.root),
+            "HYBRIDSUM_ATTEMPT": str(attempt),
+            "HYBRIDSUM_DEVICE": slot.name,
+            "HYBRIDSUM_LOCK": str(inherited[-1].fileno()),
+            "PYTHONHASHSEED": "0",  # bert-score batches texts in the order of a set: the same scores to the last bit
+        }
+        environment = of_job(os.environ) | given
         if slot.visible is not None:
             environment |= {"CUDA_VISIBLE_DEVICES": slot.visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with self.home.log(job_id).open("ab") as output:

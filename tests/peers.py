@@ -16,14 +16,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.environment import of_job
 from tests.benchmarks import machine
 from tests.conftest import PROJECT
 
 PAGE = PROJECT / "docs" / "benchmarks.md"
 START, END = "<!-- make bench-peers: start -->", "<!-- make bench-peers: end -->"
-SIDES = ("Trainer", "SFTTrainer", "plain", "ours, masks per token", "full")
+SIDES = ("Trainer", "Trainer, memory kept", "SFTTrainer", "plain", "ours, masks per token", "full")
+PEERS = ("Trainer", "SFTTrainer")  # as their users start them; all others as the runner does (jobs/environment.py)
+CONTESTANTS = {"Trainer, memory kept": "Trainer"}  # where it is not the side's name
 NAMES = {
-    "Trainer": "Trainer + PEFT", "SFTTrainer": "TRL SFTTrainer + PEFT", "plain": "ours, plain cross-entropy",
+    "Trainer": "Trainer + PEFT", "Trainer, memory kept": "the same, in the environment of our jobs", "SFTTrainer": "TRL SFTTrainer + PEFT", "plain": "ours, plain cross-entropy",
     "ours, masks per token": "the same, lora.dropout_mask=token", "full": "ours, full recipe",
 }  # fmt: skip
 
@@ -32,11 +35,12 @@ class Side:
     """A contestant's process."""
 
     def __init__(self, side: str, **given):
-        order = json.dumps({"side": side, "keep": "", **given})
+        order = json.dumps({"side": CONTESTANTS.get(side, side), "keep": "", **given})
+        environment = os.environ if side in PEERS else of_job(os.environ)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.contestant", order], cwd=PROJECT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
+            env={**environment, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
         self.steps: list[dict] = []
         self._hear()

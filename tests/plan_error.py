@@ -15,6 +15,7 @@ from engine.plan import memory, shapes
 from engine.plan.load import lengths, old_rows
 from engine.settings import Settings
 from jobs import plan
+from jobs.environment import of_job
 
 WORDS, TERM_EVERY = 32_000, 10
 BIG = {"hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 12, "num_attention_heads": 8,
@@ -92,7 +93,7 @@ def rows(cases: list[dict]):
     for one in cases:
         child = subprocess.run(
             [sys.executable, "-m", "tests.plan_error", "--child", json.dumps(one)], capture_output=True, text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env=of_job(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         if child.returncode:
             raise SystemExit(child.stderr)
