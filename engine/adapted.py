@@ -12,24 +12,27 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
+from engine import packing
+from engine.packing import Sequences
 from engine.products import FrozenLinear, autocast_type, product, products
 
 
 class _Adapted(torch.autograd.Function):
     """x W^T + bias + scale * (x * mask) A^T B^T, with W and its bias frozen.
 
-    x (N, L, d_in), weight (d_out, d_in), a (r, d_in), b (d_out, r), mask (N, d_in) or None -> (N, L, d_out).
+    x (N, L, d_in), weight (d_out, d_in), a (r, d_in), b (d_out, r) -> (N, L, d_out). mask (sequences, d_in) or None;
+    laid: where its sequences are, if not each row is one.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, mask):
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, mask, laid):
         base = autocast_type(x) or x.dtype
         kind = autocast_type(x) or a.dtype  # PEFT's choice: float32 adapters on a bf16 base are computed in float32
         result = product(x.to(base), weight.to(base), None if bias is None else bias.to(base))
-        narrow = _narrow(x.to(kind), _masked(a.to(kind), mask))
+        narrow = _narrow(x.to(kind), _masked(a.to(kind), mask), laid)
         ctx.save_for_backward(x, weight, a, b, mask, narrow)
-        ctx.scale, ctx.kind = scale, kind
-        return _add(result, narrow, b.to(kind), scale)
+        ctx.scale, ctx.kind, ctx.laid = scale, kind, laid
+        return _add(result, narrow, b.to(kind), scale, laid)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -39,22 +42,25 @@ class _Adapted(torch.autograd.Function):
         of_x = of_a = of_b = None
         if ctx.needs_input_grad[0]:
             of_x = product(gradient, weight.to(gradient.dtype).mT)
-            of_x = _add(of_x, of_narrow, _masked(a.to(ctx.kind), mask).mT, 1.0).to(x.dtype)
+            of_x = _add(of_x, of_narrow, _masked(a.to(ctx.kind), mask).mT, 1.0, ctx.laid).to(x.dtype)
         if ctx.needs_input_grad[3]:
-            of_a = _of_a(of_narrow, x.to(ctx.kind), mask).to(a.dtype)
+            of_a = _of_a(of_narrow, x.to(ctx.kind), mask, ctx.laid).to(a.dtype)
         if ctx.needs_input_grad[4]:
             of_b = product(_flat(g).mT, _flat(narrow).mT).mul_(ctx.scale).to(b.dtype)
-        return of_x, None, None, of_a, of_b, None, None
+        return of_x, None, None, of_a, of_b, None, None, None
 
 
-def _add(result: Tensor, narrow: Tensor, wide: Tensor, scale: float) -> Tensor:
-    """result (N, L, M) plus scale * narrow (N, L, r) times wide (M, r) transposed, or (N, M, r) for each sequence, in place."""
+def _add(result: Tensor, narrow: Tensor, wide: Tensor, scale: float, laid: Sequences | None) -> Tensor:
+    """result (N, L, M) plus scale * narrow (N, L, r) times wide (M, r) transposed, or that of each sequence, in place."""
     if result.dtype != narrow.dtype:
-        return result.add_(_narrow(narrow, wide), alpha=scale)
+        return result.add_(_narrow(narrow, wide, laid), alpha=scale)
     if wide.dim() == 2:
         result.view(-1, result.shape[-1]).addmm_(_flat(narrow), wide.mT, alpha=scale)
-    else:
+    elif laid is None:
         result.baddbmm_(narrow, wide.mT, alpha=scale)
+    else:
+        for (first, end), matrix in zip(laid, wide, strict=True):
+            result[0, first:end].addmm_(narrow[0, first:end], matrix.mT, alpha=scale)
     return result
 
 
@@ -63,19 +69,28 @@ def _flat(values: Tensor) -> Tensor:
 
 
 def _masked(a: Tensor, mask: Tensor | None) -> Tensor:
-    """A of each sequence (N, r, d_in), or A itself without a mask."""
+    """A of each sequence (n, r, d_in), or A itself without a mask."""
     return a if mask is None else a * mask[:, None].to(a.dtype)
 
 
-def _narrow(x: Tensor, weight: Tensor) -> Tensor:
-    """x times one weight (M, K), or each sequence times its own (N, M, K)."""
-    return product(x, weight) if weight.dim() == 2 else products(x, weight)
+def _narrow(x: Tensor, weight: Tensor, laid: Sequences | None) -> Tensor:
+    """x times one weight (M, K), or each sequence times its own (n, M, K)."""
+    if weight.dim() == 2:
+        return product(x, weight)
+    if laid is None:
+        return products(x, weight)
+    parts = (product(x[0, first:end], matrix) for (first, end), matrix in zip(laid, weight, strict=True))
+    return torch.cat(list(parts))[None]
 
 
-def _of_a(of_narrow: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+def _of_a(of_narrow: Tensor, x: Tensor, mask: Tensor | None, laid: Sequences | None) -> Tensor:
     if mask is None:
         return product(_flat(of_narrow).mT, _flat(x).mT)
-    return (products(of_narrow.mT, x.mT) * mask[:, None].to(x.dtype)).sum(0)
+    if laid is None:
+        each = products(of_narrow.mT, x.mT)
+    else:
+        each = torch.stack([product(of_narrow[0, first:end].mT, x[0, first:end].mT) for first, end in laid])
+    return (each * mask[:, None].to(x.dtype)).sum(0)
 
 
 class AdaptedLinear(lora.Linear):
@@ -92,9 +107,12 @@ class AdaptedLinear(lora.Linear):
         rate = getattr(self.lora_dropout[name], "p", 0.0) if self.training else 0.0
         if rate and not (self.per_sequence and x.dim() == 3):
             return super().forward(x)
-        mask = sequence_mask(x, rate) if rate else None
+        laid = mask = None
+        if rate:
+            laid = packing.sequences(*x.shape[:2])
+            mask = sequence_mask(x, rate, len(laid or x))
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name], mask)
+        return _Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name], mask, laid)
 
     def _is_plain(self) -> bool:
         """Whether this is x W^T and one update: no merged, mixed or other kind of adapter, and a base that is frozen."""
@@ -103,9 +121,9 @@ class AdaptedLinear(lora.Linear):
         return one and type(base) in (nn.Linear, FrozenLinear) and not base.weight.requires_grad
 
 
-def sequence_mask(x: Tensor, rate: float) -> Tensor:
-    """(N, d_in) for x (N, L, d_in): 0 with chance `rate`, else 1 / (1 - rate)."""
-    keep = torch.rand(len(x), x.shape[-1], device=x.device) >= rate
+def sequence_mask(x: Tensor, rate: float, sequences: int) -> Tensor:
+    """(sequences, d_in) for x (N, L, d_in): 0 with chance `rate`, else 1 / (1 - rate)."""
+    keep = torch.rand(sequences, x.shape[-1], device=x.device) >= rate
     return keep.to(torch.float32) / (1 - rate)
 
 

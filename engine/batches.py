@@ -217,7 +217,8 @@ class Batch(NamedTuple):
     groups (N,). rows_of: {"base" or phase: rows (n,) whose teacher it is}; tokens_of: {the same: which of the K tokens are
     theirs}. What a mask would select is given by its numbers too, since a GPU must be waited for to count a mask:
     positions (K,), of the K tokens in the flattened ids, and places (N, S), of each row's tokens in it; where a row has
-    fewer, its last position, which predicts nothing, stands for those that are missing.
+    fewer, its last position, which predicts nothing, stands for those that are missing. lengths and
+    teachers: of each row without its padding, and whose word it is held to, on the host.
     """
 
     ids: Tensor
@@ -234,6 +235,8 @@ class Batch(NamedTuple):
     tokens_of: dict[str, Tensor]
     positions: Tensor
     places: Tensor
+    lengths: tuple[int, ...]
+    teachers: tuple[str, ...]
 
     def to(self, device) -> "Batch":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -242,14 +245,16 @@ class Batch(NamedTuple):
         """In host memory that a GPU reads by itself, so that `to` need not be waited for."""
         return self._each(Tensor.pin_memory)
 
-    def answers_to(self, teacher: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What a teacher is asked: ids (n, L) of its rows, the positions of their tokens in these, flattened, and their
-        places in each."""
+    def answers_to(self, teacher: str) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """What a teacher is asked: ids (n, L) of its rows, the positions of their tokens in these, flattened, their places
+        in each, and the rows' lengths."""
         rows, length = self.rows_of[teacher], self.ids.shape[1]
         before = torch.zeros(len(self.ids), dtype=torch.long, device=rows.device)
         before[rows] = rows - torch.arange(len(rows), device=rows.device)  # rows of others before each of its own
         tokens = self.tokens_of[teacher]
-        return self.ids[rows], self.positions[tokens] - before[self.rows[tokens]] * length, self.places[rows]
+        positions = self.positions[tokens] - before[self.rows[tokens]] * length
+        lengths = tuple(own for own, name in zip(self.lengths, self.teachers, strict=True) if name == teacher)
+        return self.ids[rows], positions, self.places[rows], lengths
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return self._replace(**{name: _changed(value, change) for name, value in self._asdict().items()})
@@ -416,6 +421,8 @@ def collate(rows: list[Row], totals: Totals, pad: int, pairs: str = "cross_modal
         tokens_of={name: _numbers(torch.isin(of_row, indices)) for name, indices in rows_of.items()},
         positions=_numbers(predicts),
         places=_places(predicts),
+        lengths=tuple(len(row.document.ids) for row in rows),
+        teachers=tuple(row.teacher for row in rows),
     )
 
 

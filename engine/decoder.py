@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine import attention
+from engine import attention, packing
 from engine.products import autocast_type
 from engine.vocabulary import wide
 
@@ -49,20 +49,15 @@ def _turned(x: Tensor, cos: Tensor, of_first: Tensor, of_second: Tensor) -> Tens
 
 
 def at(states: Tensor, places: Tensor) -> Tensor:
-    """states (N, L, D) at places (N, S) of each row: (N, S, D)."""
-    return states.flatten(0, 1).index_select(0, _flat(states, places)).view(*places.shape, -1)
+    """The states at places (N, S) of the flattened (B, L, D): (N, S, D)."""
+    return states.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
 
 
 def back(found: Tensor, places: Tensor, like: Tensor) -> Tensor:
-    """found (N, S, D) at its places among (N, L, D), 0 elsewhere."""
+    """found (N, S, D) at its places among (B, L, D), 0 elsewhere."""
     rows = found.new_zeros(like.shape[0] * like.shape[1], found.shape[-1])
     # not index_copy, whose backward pass would keep `found`
-    return rows.index_put((_flat(like, places),), found.flatten(0, 1)).view(*like.shape[:2], -1)
-
-
-def _flat(states: Tensor, places: Tensor) -> Tensor:
-    first = torch.arange(len(places), device=places.device) * states.shape[1]
-    return (places + first[:, None]).flatten()
+    return rows.index_put((places.flatten(),), found.flatten(0, 1)).view(*like.shape[:2], -1)
 
 
 @cache
@@ -81,22 +76,30 @@ def _attention(known: type[nn.Module]) -> type[nn.Module]:
             asked, turns = hidden_states, position_embeddings
             if places is not None:
                 asked = at(hidden_states, places)
-                turns = [torch.take_along_dim(turn, places[..., None], 1) for turn in turns]
-                attention_mask = _seen(attention_mask, places, hidden_states.shape[1])
+                turns = [turn[0][places % turn.shape[1]] for turn in turns]  # of one row, as the ids have no mask
             query = _heads(self, self.q_proj(asked), "q_norm", turns)
             key = _heads(self, self.k_proj(hidden_states), "k_norm", position_embeddings)
             value = self.v_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-            dropped = self.attention_dropout if self.training else 0.0
-            found, _ = attend(self, query, key, value, attention_mask, dropout=dropped, scaling=self.scaling, **kwargs)
+            given = {"dropout": self.attention_dropout if self.training else 0.0, "scaling": self.scaling, **kwargs}
+            if places is None:
+                found, _ = attend(self, query, key, value, attention_mask, **given)
+            elif (laid := packing.sequences(*hidden_states.shape[:2])) is None:
+                found, _ = attend(self, query, key, value, _seen(attention_mask, places, key.shape[2]), **given)
+            else:
+                found = torch.cat([
+                    attend(self, query[n:n + 1], key[:, :, a:b], value[:, :, a:b], _seen(None, places[n:n + 1] - a, b - a), **given)[0]
+                    for n, (a, b) in enumerate(laid)
+                ])  # fmt: skip
             return self.o_proj(found.flatten(2)), None
 
     return Joined
 
 
 def _seen(mask: Tensor | None, places: Tensor, length: int) -> Tensor:
-    """The rows (N, 1, S, L) of a mask (N or 1, 1, L, L), or of the causal one, for queries at places (N, S)."""
-    rows = places[:, None, :, None]
+    """The rows (N, 1, S, L) of a mask (N or 1, 1, L, L), or of the causal one, for queries at places (N, S) of the flattened
+    (N, L)."""
+    rows = (places % length)[:, None, :, None]
     if mask is None:
         return torch.arange(length, device=places.device) <= rows
     return torch.take_along_dim(mask, rows, 2)
@@ -116,7 +119,8 @@ def _last(known: type[nn.Module]) -> type[nn.Module]:
         takes_places = True
 
         def forward(self, hidden_states: Tensor, *args, places: Tensor | None = None, **kwargs) -> Tensor:
-            """places (N, S): where the states are wanted; they are 0 elsewhere. None: everywhere."""
+            """places (N, S): where among the flattened states (B, L, D) they are wanted, those of a sequence together; they
+            are 0 elsewhere. None: everywhere."""
             if places is None:
                 return super().forward(hidden_states, *args, **kwargs)
             normed = self.input_layernorm(hidden_states)

@@ -93,7 +93,7 @@ def _backward(learner: Learner, batch: Batch, tally: "_Tally") -> Sides | None:
     logits, states = (
         models.logits_and_states(learner.model, batch, settings.losses.crossclr.pairs == "document_summary")
         if paired
-        else (models.summary_logits(learner.model, batch), None)
+        else (models.summary_logits(learner.model, batch, packed=True), None)
     )
     outputs = Outputs(logits, states, told, learner.model.get_input_embeddings().weight)
     parts, sides = losses.mix(outputs, batch, settings.losses, settings.distil), None

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from engine import adapted, attention, decoder, extras, gated, norms, products, streaming
+from engine import adapted, attention, decoder, extras, gated, norms, packing, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
 from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
@@ -217,44 +217,72 @@ def placed(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     return model.to(accelerator.device)
 
 
-def summary_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory."""
-    return logits_at(model, batch.ids, batch.positions, batch.places)
+def summary_logits(model: nn.Module, batch: Batch, packed: bool = False) -> Tensor:
+    """Logits (K, V) at the positions that predict a summary token, and nowhere else: same loss, far less memory.
+
+    packed: modules may see the rows as one, where that is faster (engine/packing.py).
+    """
+    return logits_at(model, batch.ids, batch.positions, batch.places, batch.lengths if packed else None)
 
 
-def logits_at(model: nn.Module, ids: Tensor, positions: Tensor, places: Tensor | None = None) -> Tensor:
+def logits_at(
+    model: nn.Module, ids: Tensor, positions: Tensor, places: Tensor | None = None, lengths: Sequence[int] | None = None
+) -> Tensor:
     """Logits (K, V) of ids (N, L) at positions (K,) of the flattened ids.
 
-    places (N, S): all of these positions, of each row; the last layer's states may then be 0 elsewhere.
-    transformers' own logits_to_keep takes a mask, whose size a GPU must be waited for.
+    places (N, S): all of these positions, of each row; the last layer's states may then be 0 elsewhere. lengths: of the
+    rows without their padding, which may then be left out. transformers' own logits_to_keep takes a mask, whose size a
+    GPU must be waited for.
     """
-
-    def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0].flatten(0, 1)[positions],)
-
-    def asked(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict) -> tuple[tuple[Tensor, ...], dict]:
-        return inputs, named | {"places": places}
-
-    handles = [model.get_output_embeddings().register_forward_pre_hook(kept)]
-    layer = decoder.last(_base(model))
-    if layer is not None and places is not None and places.shape[1] <= decoder.MOST * ids.shape[1]:
-        handles.append(layer.register_forward_pre_hook(asked, with_kwargs=True))
-    try:
-        return model(input_ids=ids, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _read(model, ids, positions, places, lengths)[0]
 
 
 def logits_and_states(model: PeftModel, batch: Batch, everywhere: bool) -> tuple[Tensor, Tensor]:
     """Label-only logits (K, V), and the last layer's states (N, L, D) that they come from. everywhere: these are wanted
-    at all positions, not only where the logits are."""
-    seen = []
-    handle = _base(model).get_decoder().register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    at all positions of the documents, not only where the logits are."""
+    return _read(model, batch.ids, batch.positions, None if everywhere else batch.places, batch.lengths)
+
+
+def _read(
+    model: nn.Module, ids: Tensor, positions: Tensor, places: Tensor | None, lengths: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    laid = packing.lay(ids, lengths if lengths and _packs(model, max(lengths)) else None)
+    at, seen = laid.positions(positions), []
+
+    def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].flatten(0, 1)[at],)
+
+    def asked(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict) -> tuple[tuple[Tensor, ...], dict]:
+        return inputs, named | {"places": wanted}
+
+    base = _base(model)
+    handles = [
+        model.get_output_embeddings().register_forward_pre_hook(kept),
+        base.get_decoder().register_forward_hook(lambda module, inputs, output: seen.append(output[0])),
+    ]
+    layer = decoder.last(base)
+    if layer is not None and places is not None and places.numel() <= decoder.MOST * laid.ids.numel():
+        wanted = laid.places(places)
+        handles.append(layer.register_forward_pre_hook(asked, with_kwargs=True))
     try:
-        return logits_at(model, batch.ids, batch.positions, None if everywhere else batch.places), seen[-1]
+        with packing.running(laid):
+            logits = model(input_ids=laid.ids, position_ids=laid.position_ids, use_cache=False).logits
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    return logits, laid.spread(seen[-1])
+
+
+def _packs(model: nn.Module, longest: int) -> bool:
+    """Whether this model can read rows of up to `longest` tokens that are laid one after the other: attention and adapters
+    are our own, no window is shorter than a row, and nothing runs a layer again when the sequences are forgotten."""
+    base = _base(model)
+    layer, config = decoder.last(base), base.config
+    if layer is None or config._attn_implementation != attention.NAME or "forward" in vars(layer):  # compiled
+        return False
+    window = getattr(config, "sliding_window", None)
+    dropped = model.training and getattr(config, "attention_dropout", 0.0)
+    return not (window and window < longest) and not dropped and not base.is_activation_checkpointing
 
 
 def _base(model: nn.Module) -> nn.Module:

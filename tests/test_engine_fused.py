@@ -56,7 +56,7 @@ def heads(length, dtype):
     return [torch.randn(2, length, count, 16, dtype=dtype).transpose(1, 2) for count in (6, 2, 2)]
 
 
-@pytest.mark.parametrize("length", [1, 33, 256, 257, 600])
+@pytest.mark.parametrize("length", [1, 33, 320, 321, 700])
 def test_attention_in_blocks_is_exact_whatever_the_length(length):
     inputs, out = heads(length, torch.float64), torch.randn(2, length, 6, 16, dtype=torch.float64)
     pairs = zip(with_gradients(ours, inputs, out), with_gradients(torchs, inputs, out), strict=True)
@@ -76,14 +76,23 @@ def test_in_lower_precision_it_is_as_near_to_the_exact_one_as_torch_s(dtype, tol
 
 def test_weights_wait_for_the_backward_pass_where_they_are_few(monkeypatch):
     """Kept or computed again, in one block or in two."""
-    inputs, out = heads(300, torch.float32), torch.randn(2, 300, 6, 16)
+    inputs, out = heads(350, torch.float32), torch.randn(2, 350, 6, 16)
     found = []
-    for most, count in ((attention.KEPT, 2 * 2 * 2), (300 * 300 * 4 - 1, 0)):
+    for most, count in ((attention.KEPT, 2 * 2 * 2), (350 * 350 * 4 - 1, 0)):
         monkeypatch.setattr(attention, "KEPT", most)
         result = ours(*[value.requires_grad_() for value in inputs])
         assert len(result.grad_fn.saved_tensors) == 3 + count  # sequences * key heads * blocks
         found.append(torch.autograd.grad(result, inputs, out))
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_blocks_are_few_and_of_nearly_the_same_size():
+    assert attention._blocks(320) == [(0, 320)] and attention._blocks(321) == [(0, 176), (176, 321)]
+    assert attention._blocks(960) == [(0, 320), (320, 640), (640, 960)]
+    for length in range(1, 1500):
+        blocks = attention._blocks(length)
+        assert [first for first, _ in blocks] == [0, *(end for _, end in blocks[:-1])] and blocks[-1][1] == length
+        assert max(end - first for first, end in blocks) <= attention.QUERIES
 
 
 # -- rotary positions ---------------------------------------------------------------------------------------------

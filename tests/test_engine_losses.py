@@ -33,7 +33,7 @@ def batch_of(nll=None, targets=(), rows=None, documents=(), part=1.0, rows_of=No
         torch.tensor(documents, dtype=torch.float64), part, empty.reshape(0, 2), 0.0, empty,
         {name: torch.tensor(members) for name, members in (rows_of or {}).items()},
         {name: torch.isin(torch.tensor(rows or [0] * count), torch.tensor(members)).nonzero()[:, 0] for name, members in (rows_of or {}).items()},
-        empty, empty,
+        empty, empty, (), (),
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def test_under_autocast_it_is_as_near_to_the_exact_one_as_peft_s_own():
 def test_dropout_falls_on_whole_sequences_and_its_gradient_is_that_of_the_masked_input(monkeypatch):
     made = adapted.join(layer(dropout=0.4)).train()
     mask = torch.tensor([[0.0] * 4 + [1 / 0.6] * 8, [1 / 0.6] * 6 + [0.0] * 6])
-    monkeypatch.setattr(adapted, "sequence_mask", lambda x, rate: mask)
+    monkeypatch.setattr(adapted, "sequence_mask", lambda x, rate, sequences: mask)
     x, out = torch.randn(2, 5, 12, requires_grad=True), torch.randn(2, 5, 7)
     found = gradients(made, x, out)
     a, b = made.lora_A["default"].weight, made.lora_B["default"].weight
@@ -136,9 +136,9 @@ def test_a_token_s_update_has_the_mean_and_the_variance_of_peft_s_dropout():
 def test_a_mask_is_of_a_sequence_and_follows_from_the_seed():
     x = torch.zeros(6, 9, 4000)
     torch.manual_seed(3)
-    mask = adapted.sequence_mask(x, 0.1)
+    mask = adapted.sequence_mask(x, 0.1, len(x))
     torch.manual_seed(3)
-    assert torch.equal(mask, adapted.sequence_mask(x, 0.1)) and mask.shape == (6, 4000)
+    assert torch.equal(mask, adapted.sequence_mask(x, 0.1, len(x))) and mask.shape == (6, 4000)
     assert not torch.equal(mask[0], mask[1]) and set(mask.unique().tolist()) == {0.0, mask.max().item()}
     assert mask.mean() == pytest.approx(1, abs=0.01) and (mask == 0).float().mean() == pytest.approx(0.1, abs=0.01)
 

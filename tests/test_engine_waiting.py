@@ -102,8 +102,9 @@ def test_numbers_of_tokens_say_what_masks_say(whole):
         for name, members in batch.rows_of.items():
             mask = torch.isin(batch.rows, members)
             assert mask.nonzero()[:, 0].tolist() == batch.tokens_of[name].tolist()
-            ids, positions, places = batch.answers_to(name)
+            ids, positions, places, lengths = batch.answers_to(name)
             assert torch.equal(ids, batch.ids[members])
+            assert lengths == tuple(batch.lengths[member] for member in members.tolist())
             assert torch.equal(positions, batch.predicts[members].flatten().nonzero()[:, 0])
             for row, mask in zip(places.tolist(), batch.predicts[members], strict=True):
                 here = mask.nonzero()[:, 0].tolist()

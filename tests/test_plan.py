@@ -108,6 +108,9 @@ def test_what_the_plan_says_of_the_engine_is_true_of_it():
     assert (memory.PADDED, memory.PLACES) == (batches.LENGTHS, batches.PLACES)
     assert (memory.CODES, memory.FISHER_TOKENS) == (products.CODES, ewc.TOKENS)
     assert (memory.QUERIES, memory.KEPT, memory.MOST_PLACES) == (attention.QUERIES, attention.KEPT, decoder.MOST)
+    for length in (16, 320, 336, 352):  # one block and two
+        entries = sum((end - first) * end for first, end in attention._blocks(length))
+        assert memory.weights_of_attention(settings(), MISTRAL, length, Place("cpu")) == 32 * 4 * entries
 
 
 def test_streamed_layers_leave_all_but_two():

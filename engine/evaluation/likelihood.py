@@ -17,6 +17,6 @@ def reference_nll(model: nn.Module, documents: Sequence[Encoded], pad: int) -> l
     model.eval()
     batch = plain_batch(documents, pad)
     batch = batch.to(next(model.parameters()).device)
-    values = token_nll(models.summary_logits(model, batch), batch.targets)
+    values = token_nll(models.summary_logits(model, batch, packed=True), batch.targets)
     model.train(was_training)
     return [part.mean().item() for part in values.split([document.summary_tokens for document in documents])]

@@ -21,10 +21,8 @@ CODE = 0.7 * 2**20  # machine code that oneDNN writes for one shape of a product
 CODES, CODES_OF_A_LENGTH = 512, 40  # it keeps (engine/products.py), and micro-batches of one length have
 PADDED, PLACES = 16, 32  # tokens of a row, and its places, come in multiples of them (engine/batches.py)
 FISHER_TOKENS = 1024  # of a batch on a CPU (engine/ewc.py)
-QUERIES, KEPT = (
-    256,
-    2**19,
-)  # of a block of attention on a CPU, and bytes of a head's weights that are kept (engine/attention.py)
+QUERIES = 320  # of a block of attention on a CPU, at most (engine/attention.py)
+KEPT = 2**19  # bytes of a head's weights up to which they are kept (the same)
 MOST_PLACES = 0.75  # of a row, at which the last layer is asked for some places alone (engine/decoder.py)
 PRESENT_LAYERS = 2  # streamed layers on the device at once
 PROJECTION = 256  # rows of the contrastive projection, at most
@@ -196,8 +194,8 @@ def _last_layer(settings: Settings, shape: Shape, load: Load, place: Place, whol
         rest += c * shape.queries if pefts_own(settings) else 0  # its result, which our own o_proj shares
     if "q_proj" in settings.lora.target_modules and not pefts_own(settings):
         rest += shape.hidden * c  # what its queries are made of is picked out
-    # as are the turns of rotary positions, by three indices
-    rest += 2 * shape.head * BYTES[settings.model.dtype] + 3 * 8
+    # as are the turns of rotary positions, by an index
+    rest += 2 * shape.head * BYTES[settings.model.dtype] + 8
     kept = load.tokens * first + load.rows * places * rest
     return kept + casts_of_layer(settings, shape) + load.rows * masks_of_layer(settings, shape)
 
@@ -242,7 +240,9 @@ def weights_of_attention(settings: Settings, shape: Shape, length: int, place: P
     c = computed_bytes(settings)
     if place.device != "cpu" or length**2 * c > KEPT:
         return 0.0
-    blocks = [(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
+    size = -(-length // -(-length // QUERIES))
+    size += -size % PADDED
+    blocks = [(start, min(start + size, length)) for start in range(0, length, size)]
     return shape.heads * c * sum((end - start) * end for start, end in blocks)
 
 
