@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from engine import adapted, attention, decoder, extras, gated, norms, packing, products, streaming
 from engine.batches import Batch
 from engine.mixture import integer
+from engine.packing import Laid
 from engine.settings import ConfigError, Lora, Model, Settings, Train, first_line
 from engine.vocabulary import wide
 
@@ -240,13 +241,17 @@ def logits_at(
 def logits_and_states(model: PeftModel, batch: Batch, everywhere: bool) -> tuple[Tensor, Tensor]:
     """Label-only logits (K, V), and the last layer's states (N, L, D) that they come from. everywhere: these are wanted
     at all positions of the documents, not only where the logits are."""
-    return _read(model, batch.ids, batch.positions, None if everywhere else batch.places, batch.lengths)
+    places = None if everywhere else batch.places
+    logits, states, laid = _read(model, batch.ids, batch.positions, places, batch.lengths)
+    return logits, laid.spread(states)
 
 
 def _read(
     model: nn.Module, ids: Tensor, positions: Tensor, places: Tensor | None, lengths: Sequence[int] | None
-) -> tuple[Tensor, Tensor]:
-    laid = packing.lay(ids, lengths if lengths and _packs(model, max(lengths)) else None)
+) -> tuple[Tensor, Tensor, Laid]:
+    """(logits, the last layer's states, how the rows were laid for the model)."""
+    can = lengths and ids.device.type == "cpu" and _packs(model, max(lengths))
+    laid = packing.lay(ids, lengths if can else None)
     at, seen = laid.positions(positions), []
 
     def kept(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -270,7 +275,7 @@ def _read(
     finally:
         for handle in handles:
             handle.remove()
-    return logits, laid.spread(seen[-1])
+    return logits, seen[-1], laid
 
 
 def _packs(model: nn.Module, longest: int) -> bool:

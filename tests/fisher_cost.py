@@ -18,6 +18,7 @@ from engine.batches import plain_batch
 from engine.mixture import generator
 from engine.settings import Ewc, Lora, Settings
 from tests import step_cost
+from tests.benchmarks import as_a_job
 
 EIGHT = 16  # documents of a turn
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--spaces", nargs="+", choices=["product", "factor"], default=["product", "factor"])
     given = parser.parse_args()
+    as_a_job()
     models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
     config = LoraConfig(
         r=32, lora_alpha=64, lora_dropout=0.0, target_modules=list(Lora().target_modules), task_type="CAUSAL_LM"

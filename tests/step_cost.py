@@ -1,5 +1,9 @@
-"""`python -m tests.step_cost`: what the full recipe costs per step on a 60 M model, against plain cross-entropy. CPU time."""
+"""`python -m tests.step_cost`: what the full recipe costs per step on a 60 M model, against plain cross-entropy. CPU time.
 
+With `--mixed` every second document is a long one, and the full recipe runs with its rows padded and one after the other.
+"""
+
+import argparse
 import copy
 import os
 import resource
@@ -11,12 +15,13 @@ import torch
 from accelerate import Accelerator
 from transformers import MistralConfig, MistralForCausalLM
 
-from engine import ewc, models
+from engine import ewc, models, packing
 from engine.batches import BASE, Encoded, Row
 from engine.contrastive import Contrast, Sides
-from engine.gradient import Learner, gradient
+from engine.gradient import Learner, cut, gradient
 from engine.mixture import generator
 from engine.settings import Settings
+from tests.benchmarks import as_a_job
 
 WORDS = 32_000
 RECORDS = 18  # 3 x 6
@@ -40,9 +45,11 @@ def document(chance, prompt: tuple[int, int], summary: tuple[int, int], words: i
     return Encoded(ids, before, 0, tuple(range(0, after, 10)))
 
 
-def step_rows(chance, words: int = WORDS) -> tuple[list[Row], list[Row]]:
-    """(new rows, two pairs among them; memory 10 % and base 5 % of the label tokens, and a plain document)."""
-    new = [Row(document(chance, (150, 420), (40, 90), words), "new", group=n) for n in range(RECORDS)]
+def step_rows(chance, words: int = WORDS, second: tuple[int, int] = (150, 420)) -> tuple[list[Row], list[Row]]:
+    """(new rows, two pairs among them; memory 10 % and base 5 % of the label tokens, and a plain document). second: tokens
+    of every second source."""
+    sources = [second if n % 2 else (150, 420) for n in range(RECORDS)]
+    new = [Row(document(chance, source, (40, 90), words), "new", group=n) for n, source in enumerate(sources)]
     for pair in (0, 1):
         new[2 * pair] = new[2 * pair]._replace(pair=pair)
         new[2 * pair + 1] = new[2 * pair + 1]._replace(pair=pair)
@@ -112,13 +119,55 @@ def peak_gib(action: Callable[[], object]) -> float:
     return int(os.read(reader, 64)) / 2**20
 
 
+def timed(sides: dict[str, Callable[[], object]], model) -> dict[str, float]:
+    """Median CPU seconds of each; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(ROUNDS + 1):  # the first round warms up
+        for name, action in sides.items():
+            model.train()
+            before = time.process_time()
+            action()
+            model.zero_grad()
+            if number:
+                seconds[name].append(time.process_time() - before)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mixed", action="store_true")
+    given = parser.parse_args()
+    as_a_job()
     models.prepare(Settings.model_validate({"train": {"threads": 1}}).train)
     base = models.frozen(base_model())
+    model = models.attach(base, Settings.model_validate(FULL).lora, 0)
+    perturb(model)
+    parameters = sum(p.numel() for p in base.parameters()) / 1e6
+    print(f"{parameters:.0f} M parameters, {RECORDS} new records", end="")
+    mixed(model) if given.mixed else recipes(model)
+
+
+def mixed(model) -> None:
+    """The rows of a micro-batch with padding between them, and without."""
+    new, old = step_rows(generator("step cost"), second=(660, 930))
+    whole = learner(model, Settings.model_validate(FULL))
+    most = packing.MOST
+
+    def step(share: float) -> None:
+        packing.MOST = share
+        gradient(whole, [*new, *old], 1)
+
+    batches = cut(whole, [*new, *old])
+    laid = [packing.lay(batch.ids, batch.lengths).ids.numel() for batch in batches]
+    print(f", {sum(batch.ids.numel() for batch in batches)} tokens with padding, {sum(laid)} as rows are laid")
+    medians = timed({"padded": lambda: step(0.0), "one after the other": lambda: step(most)}, model)
+    for name, value in medians.items():
+        print(f"{name:24} {value:7.2f} s CPU   {value / medians['padded']:.4f}")
+
+
+def recipes(model) -> None:
     full, plain = Settings.model_validate(FULL), Settings.model_validate(PLAIN)
     alone = Settings.model_validate({**PLAIN, "ewc": FULL["ewc"]})
-    model = models.attach(base, full.lora, 0)
-    perturb(model)
     new, old = step_rows(generator("step cost"))
     as_new = [row._replace(stream="new", teacher="") for row in [*new, *old]]
     whole, bare, held = (learner(model, settings) for settings in (full, plain, alone))
@@ -130,21 +179,9 @@ def main() -> None:
     }
     peaks = {name: peak_gib(action) for name, action in sides.items()}
     sides["EWC penalty alone"] = lambda: ewc.penalty(model, held.anchors, full.ewc).backward()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(ROUNDS + 1):  # the first round warms up
-        for name, action in sides.items():
-            model.train()
-            before = time.process_time()
-            action()
-            model.zero_grad()
-            if number:
-                seconds[name].append(time.process_time() - before)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    parameters = sum(p.numel() for p in base.parameters()) / 1e6
+    medians = timed(sides, model)
     tokens = [sum(len(row.document.ids) for row in rows) for rows in (new, [*new, *old])]
-    print(
-        f"{parameters:.0f} M parameters, {RECORDS} new records ({tokens[0]} tokens), {len(old)} old ones ({tokens[1]} in all)"
-    )
+    print(f" ({tokens[0]} tokens), {len(old)} old ones ({tokens[1]} in all)")
     for name, value in medians.items():
         peak = f"   peak {peaks[name]:.2f} GiB" if name in peaks else ""
         print(f"{name:24} {value:7.2f} s CPU   {value / medians['plain, new records']:.4f}{peak}")
