@@ -65,56 +65,58 @@ STRANGE = ("softcap", "s_aux", "position_bias", "cache")  # what other models ha
 
 class _Blocks(torch.autograd.Function):
     """One sequence (row, first, end) and one key head at a time; the queries of a block, of all heads that share these
-    keys, together."""
+    keys, together: (queries, heads) are the rows of its products."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, laid: Sequences | None = None) -> Tensor:
         """laid: where the sequences are, if not each row is one."""
         kept, grows = [], any(ctx.needs_input_grad)
         sequences = [(0, *one) for one in laid] if laid else [(n, 0, query.shape[2]) for n in range(len(query))]
-        heads, shared = query.shape[1], query.shape[1] // key.shape[1]
-        result = query.new_empty(len(query), query.shape[2], heads, value.shape[-1])
-        grouped = query.unflatten(1, (-1, shared))  # (N, G, H / G, L, D)
-        of_heads = result.unflatten(2, (-1, shared))  # (N, L, G, H / G, D)
-        for n, first, last, group in _parts(sequences, key.shape[1]):
+        query, key, value = _grouped(query, key.shape[1]), key.contiguous(), value.contiguous()
+        rows, groups, length, shared, size = query.shape
+        result = query.new_empty(rows, length, groups, shared, size)
+        for n, first, last, group in _parts(sequences, groups):
+            queries, values = query[n, group, first:last], value[n, group, first:last]
+            keys, found = wide(key[n, group, first:last]) * scale, result[n, first:last, group]
             keeps = grows and _keeps(last - first, value)
-            keys, values = wide(key[n, group, first:last]) * scale, value[n, group, first:last]
             for start, end in _blocks(last - first):
-                weights = _weights(_rows(grouped[n, group, :, first + start : first + end]), keys[:end], start)
-                weights = weights.to(value.dtype)
-                found = product(weights, values[:end].mT)
-                of_heads[n, first + start : first + end, group] = found.view(shared, end - start, -1).transpose(0, 1)
+                weights = _weights(queries[start:end], keys[:end], start).to(value.dtype)
+                found[start:end] = product(weights, values[:end].mT).view(-1, shared, size)
                 if keeps:
                     kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale, ctx.sequences = scale, sequences
-        return result
+        return result.flatten(2, 3)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         query, key, value, *weights_kept = ctx.saved_tensors
-        kept = iter(weights_kept)
-        shared, kind = query.shape[1] // key.shape[1], query.dtype
-        of_query = torch.empty_like(query)
+        kept, kind = iter(weights_kept), query.dtype
+        rows, groups, length, shared, size = query.shape
+        of_query = query.new_empty(rows, length, groups, shared, size)
         of_key, of_value = wide(torch.zeros_like(key)), wide(torch.zeros_like(value))
-        grouped, of_grouped = query.unflatten(1, (-1, shared)), of_query.unflatten(1, (-1, shared))
-        given = gradient.unflatten(2, (-1, shared))
-        for n, first, last, group in _parts(ctx.sequences, key.shape[1]):
+        given = _grouped(gradient.transpose(1, 2), groups)
+        for n, first, last, group in _parts(ctx.sequences, groups):
+            queries, told = query[n, group, first:last], given[n, group, first:last]
             keys, values = key[n, group, first:last], wide(value[n, group, first:last])
-            of_keys, of_values = of_key[n, group, first:last], of_value[n, group, first:last]
+            of_queries, of_keys = of_query[n, first:last, group], of_key[n, group, first:last]
+            of_values = of_value[n, group, first:last]
             keeps, scaled = _keeps(last - first, value), wide(keys) * ctx.scale
             for start, end in _blocks(last - first):
-                part = slice(first + start, first + end)
-                rows = _rows(grouped[n, group, :, part])
-                weights = wide(next(kept)) if keeps else _weights(rows, scaled[:end], start)
-                told = _rows(given[n, part, group].transpose(0, 1))
-                of_weights = product(told.to(values.dtype), values[:end])
+                weights = wide(next(kept)) if keeps else _weights(queries[start:end], scaled[:end], start)
+                block, out = queries[start:end].flatten(0, 1), told[start:end].flatten(0, 1)
+                of_weights = product(out.to(values.dtype), values[:end])
                 of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(kind)
                 found = product(of_scores, keys[:end].mT).mul_(ctx.scale)
-                of_grouped[n, group, :, part] = found.view(shared, end - start, -1)
-                of_keys[:end].add_(product(of_scores.mT, rows.mT), alpha=ctx.scale)
-                of_values[:end] += product(weights.to(kind).mT, told.mT)
-        return of_query, of_key.to(kind), of_value.to(kind), None, None
+                of_queries[start:end] = found.view(-1, shared, size)
+                of_keys[:end].add_(product(of_scores.mT, block.mT), alpha=ctx.scale)
+                of_values[:end] += product(weights.to(kind).mT, out.mT)
+        return of_query.flatten(2, 3).transpose(1, 2), of_key.to(kind), of_value.to(kind), None, None
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """(N, H, L, D) -> (N, groups, L, heads of a group, D) without gaps."""
+    return x.unflatten(1, (groups, -1)).transpose(2, 3).contiguous()
 
 
 def _parts(sequences: list[tuple[int, int, int]], groups: int) -> Iterator[tuple[int, int, int, int]]:
@@ -135,16 +137,12 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _rows(part: Tensor) -> Tensor:
-    """(heads, queries, D) -> (heads * queries, D) without gaps."""
-    return part.reshape(-1, part.shape[-1])
-
-
 def _weights(queries: Tensor, keys: Tensor, start: int) -> Tensor:
-    """Attention of queries (heads * B, D), which stand at `start` and after, to keys (start + B, D): float32 at least."""
-    scores = product(queries.to(keys.dtype), keys)
-    size = len(keys) - start
-    scores.view(-1, size, len(keys))[:, :, start:] += _later(size, scores.dtype)
+    """Attention (B * heads, start + B) of queries (B, heads, D), which stand at `start` and after, to keys (start + B, D):
+    float32 at least."""
+    size, heads, _ = queries.shape
+    scores = product(queries.flatten(0, 1).to(keys.dtype), keys)
+    scores.view(size, heads, -1)[:, :, start:] += _later(size, scores.dtype)[:, None]
     return torch.softmax(scores, -1)
 
 
