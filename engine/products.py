@@ -27,10 +27,11 @@ def prepare() -> None:
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed: (..., N). To be called where no gradient is recorded."""
+    if not (ONEDNN and x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"):
+        return functional.linear(x, weight, bias)
     rows = x.numel() // x.shape[-1]
-    alike = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     # torch.compile makes its own choice, and knows this operation only for weights that it packed itself
-    if torch.compiler.is_compiling() or not (ONEDNN and alike and rows >= FEWEST_ROWS):
+    if torch.compiler.is_compiling() or rows < FEWEST_ROWS:
         return functional.linear(x, weight, bias)
     if not rows % ROWS:
         return _onednn(x, weight, bias)

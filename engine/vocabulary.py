@@ -24,17 +24,14 @@ def _pieces(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
-def _of_all(logits: Tensor) -> Tensor:
-    """log of the sum of exp (K,) over the vocabulary of logits (K, V)."""
-    parts = [wide(logits[piece]).logsumexp(-1) for piece in _pieces(logits)]
-    return torch.cat(parts) if parts else wide(logits).new_zeros(0)
+def _less(logits: Tensor, gradient: Tensor, subtract: Callable[[Tensor, slice], object]) -> Tensor:
+    """(softmax of the logits - what `subtract` takes from a piece of it) * gradient of the token.
 
-
-def _less(logits: Tensor, whole: Tensor, gradient: Tensor, subtract: Callable[[Tensor, slice], object]) -> Tensor:
-    """(softmax of the logits - what `subtract` takes from a piece of it) * gradient of the token."""
+    torch's softmax takes half as long as its exp, on processors that are not Intel's.
+    """
     found = torch.empty_like(logits)
     for piece in _pieces(logits):
-        part = (wide(logits[piece]) - whole[piece, None]).exp_()
+        part = torch.softmax(wide(logits[piece]), -1)
         subtract(part, piece)
         found[piece] = part.mul_(gradient[piece, None])
     return found
@@ -45,19 +42,22 @@ class TokenNll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
-        whole = _of_all(logits)
-        ctx.save_for_backward(logits, targets, whole)
-        return whole - wide(logits.gather(-1, targets[:, None])[:, 0])
+        ctx.save_for_backward(logits, targets)
+        found = wide(logits.new_empty(len(logits)))
+        for piece in _pieces(logits):
+            told = wide(logits[piece]).log_softmax(-1)
+            found[piece] = -told.gather(-1, targets[piece, None])[:, 0]
+        return found
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         """(p - 1 at the target) * gradient of the token."""
-        logits, targets, whole = ctx.saved_tensors
+        logits, targets = ctx.saved_tensors
 
         def one_at_the_target(part: Tensor, piece: slice) -> None:
             part.scatter_add_(-1, targets[piece, None], part.new_full((len(part), 1), -1.0))
 
-        return _less(logits, whole, gradient, one_at_the_target), None
+        return _less(logits, gradient, one_at_the_target), None
 
 
 class Divergence(torch.autograd.Function):
@@ -65,17 +65,16 @@ class Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, teacher: Tensor) -> Tensor:
-        whole = _of_all(logits)
-        ctx.save_for_backward(logits, teacher, whole)
-        found = torch.empty_like(whole)
+        ctx.save_for_backward(logits, teacher)
+        found = wide(logits.new_empty(len(logits)))
         for piece in _pieces(logits):
-            told = teacher[piece].to(whole.dtype)
-            apart = (told + whole[piece, None]).sub_(wide(logits[piece]))
-            found[piece] = told.exp().mul_(apart).sum(-1)
+            told = teacher[piece].to(found.dtype)
+            apart = told - wide(logits[piece]).log_softmax(-1)
+            found[piece] = told.softmax(-1).mul_(apart).sum(-1)
         return found
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         """(p of the model - p of the teacher) * gradient of the token."""
-        logits, teacher, whole = ctx.saved_tensors
-        return _less(logits, whole, gradient, lambda part, piece: part.sub_(teacher[piece].to(part.dtype).exp())), None
+        logits, teacher = ctx.saved_tensors
+        return _less(logits, gradient, lambda part, piece: part.sub_(teacher[piece].to(part.dtype).softmax(-1))), None
