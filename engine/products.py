@@ -4,8 +4,8 @@ On a CPU torch gives float32 products to MKL, which keeps to AVX2 on processors 
 in the same torch and which torch.compile uses, takes AVX-512 where it is and is twice as fast there. Precision is the
 same (IEEE float32). Figures: docs/benchmarks.md.
 
-oneDNN writes machine code for each shape it meets, about a millisecond and a megabyte of it, so shapes should be few:
-rows come in multiples of ROWS (engine/batches.py pads to it), and the code of CODES shapes is kept.
+oneDNN writes machine code for each shape it meets, about a millisecond and half a megabyte of it, so shapes should be few:
+rows come in multiples of ROWS (engine/batches.py pads to it). The code of CODES shapes is kept, more than a corpus has.
 """
 
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROWS = 16
-CODES = 512
+CODES = 2048
 FEWEST_ROWS = 32  # below, reading the weights is most of the work, and MKL does it as fast
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

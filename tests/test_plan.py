@@ -103,10 +103,10 @@ def test_weights_of_mistral():
 @pytest.mark.engine
 def test_what_the_plan_says_of_the_engine_is_true_of_it():
     """The plan is light, so it cannot ask the engine."""
-    from engine import attention, batches, decoder, ewc, products
+    from engine import attention, batches, decoder, ewc
 
     assert (memory.PADDED, memory.PLACES) == (batches.LENGTHS, batches.PLACES)
-    assert (memory.CODES, memory.FISHER_TOKENS) == (products.CODES, ewc.TOKENS)
+    assert memory.FISHER_TOKENS == ewc.TOKENS
     assert (memory.QUERIES, memory.KEPT, memory.MOST_PLACES) == (attention.QUERIES, attention.KEPT, decoder.MOST)
     for length in (16, 320, 336, 352):  # one block and two
         entries = sum((end - first) * end for first, end in attention._blocks(length))
