@@ -24,6 +24,14 @@ def _pieces(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
+def _of_tokens(logits: Tensor, value: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """What `value` makes of the log-probabilities (k, V) of each piece of the tokens: (K,), float32 at least."""
+    found = wide(logits.new_empty(len(logits)))
+    for piece in _pieces(logits):
+        found[piece] = value(wide(logits[piece]).log_softmax(-1), piece)
+    return found
+
+
 def _less(logits: Tensor, gradient: Tensor, subtract: Callable[[Tensor, slice], object]) -> Tensor:
     """(softmax of the logits - what `subtract` takes from a piece of it) * gradient of the token.
 
@@ -43,11 +51,7 @@ class TokenNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        found = wide(logits.new_empty(len(logits)))
-        for piece in _pieces(logits):
-            told = wide(logits[piece]).log_softmax(-1)
-            found[piece] = -told.gather(-1, targets[piece, None])[:, 0]
-        return found
+        return _of_tokens(logits, lambda ours, piece: -ours.gather(-1, targets[piece, None])[:, 0])
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -66,12 +70,12 @@ class Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, teacher: Tensor) -> Tensor:
         ctx.save_for_backward(logits, teacher)
-        found = wide(logits.new_empty(len(logits)))
-        for piece in _pieces(logits):
-            told = teacher[piece].to(found.dtype)
-            apart = told - wide(logits[piece]).log_softmax(-1)
-            found[piece] = told.softmax(-1).mul_(apart).sum(-1)
-        return found
+
+        def apart(ours: Tensor, piece: slice) -> Tensor:
+            told = teacher[piece].to(ours.dtype)
+            return told.softmax(-1).mul_(told - ours).sum(-1)
+
+        return _of_tokens(logits, apart)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
