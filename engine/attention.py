@@ -101,7 +101,8 @@ class _Blocks(torch.autograd.Function):
             keys, values = key[n, group, first:last], wide(value[n, group, first:last])
             of_queries, of_keys = of_query[n, first:last, group], of_key[n, group, first:last]
             of_values = of_value[n, group, first:last]
-            keeps, scaled = _keeps(last - first, value), wide(keys) * ctx.scale
+            keeps = _keeps(last - first, value)
+            scaled = None if keeps else wide(keys) * ctx.scale
             for start, end in _blocks(last - first):
                 weights = wide(next(kept)) if keeps else _weights(queries[start:end], scaled[:end], start)
                 block, out = queries[start:end].flatten(0, 1), told[start:end].flatten(0, 1)

@@ -5,7 +5,7 @@ in the same torch and which torch.compile uses, takes AVX-512 where it is and is
 same (IEEE float32). Figures: docs/benchmarks.md.
 
 oneDNN writes machine code for each shape it meets, about a millisecond and half a megabyte of it, so shapes should be few:
-rows come in multiples of ROWS (engine/batches.py pads to it). The code of CODES shapes is kept, more than a corpus has.
+rows come in multiples of ROWS (engine/batches.py pads to it). The code of CODES shapes is kept: that of some forty lengths.
 """
 
 import os
