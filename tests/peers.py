@@ -2,7 +2,8 @@
 
 The same model, documents, order, dropout rate, precision and optimizer; every side a process of its own with one thread;
 they take turns step by step, so that a busy machine hurts all alike. Speeds are medians of the ratios of a step's times to
-Trainer's at the same step.
+Trainer's at the same step. The first steps are not counted: in them every side's heap grows, and oneDNN writes code for each
+length it has not met, which a run of hundreds of steps does once.
 """
 
 import argparse
@@ -45,9 +46,11 @@ class Side:
         self.steps: list[dict] = []
         self._hear()
 
-    def step(self, number: int) -> None:
+    def step(self, number: int, counts: bool = True) -> None:
         self._say(str(number))
-        self.steps.append(self._hear())
+        told = self._hear()
+        if counts:
+            self.steps.append(told)
 
     def end(self) -> float:
         """Lets the process end; its peak memory in GiB."""
@@ -67,22 +70,23 @@ class Side:
         return json.loads(line)
 
     def median(self, what: str) -> float:
-        return statistics.median(step[what] for step in self.steps[1:])  # the first warms up
+        return statistics.median(step[what] for step in self.steps)
 
     def speed(self, what: str, other: "Side") -> float:
         """How many times as fast as another it was, at the same steps."""
         return statistics.median(
-            theirs[what] / ours[what] for ours, theirs in zip(self.steps[1:], other.steps[1:], strict=True)
+            theirs[what] / ours[what] for ours, theirs in zip(self.steps, other.steps, strict=True)
         )
 
 
-def race(size: str, bf16: bool, dropout: float, rounds: int, folder: str, names: Sequence[str] = SIDES) -> list[str]:
+def race(size: str, bf16: bool, given: argparse.Namespace, folder: str) -> list[str]:
     """Rows of the table for one model and one precision."""
-    given = {"size": size, "bf16": bf16, "dropout": dropout, "steps": rounds + 2, "folder": folder}
-    sides = {side: Side(side, **given) for side in names}
-    for number in range(rounds + 1):
+    steps = given.warm_up + given.rounds
+    order = {"size": size, "bf16": bf16, "dropout": given.dropout, "steps": steps + 1, "folder": folder}
+    sides = {side: Side(side, **order) for side in given.sides}
+    for number in range(steps):
         for side in sides.values():
-            side.step(number)
+            side.step(number, counts=number >= given.warm_up)
     peaks = {name: side.end() for name, side in sides.items()}
     first, rows = sides["Trainer"], []
     for name, side in sides.items():
@@ -116,7 +120,8 @@ def agreement(size: str, folder: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="steps that count")
+    parser.add_argument("--warm-up", type=int, default=4, help="steps before them")
     parser.add_argument("--sizes", nargs="+", default=["pocket", "67M"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="Trainer must be among them")
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
@@ -129,7 +134,7 @@ def main() -> None:
             row
             for size in given.sizes
             for precision in given.precisions
-            for row in race(size, precision == "bf16", given.dropout, given.rounds, folder, given.sides)
+            for row in race(size, precision == "bf16", given, folder)
         ]
     if given.write:
         write(given, rows, agreed)
@@ -142,8 +147,8 @@ def write(given, rows: list[str], agreed: list[str]) -> None:
         *rows,
     ])  # fmt: skip
     text = (
-        f"{START}\n`make bench-peers` on {machine()}, one thread each, {datetime.date.today()}. Medians of {given.rounds} steps in turn; "
-        f"LoRA dropout {given.dropout}.\n\n{table}\n\nCosine of our gradient with theirs, fp32, no dropout: {'; '.join(agreed)}.\n{END}"
+        f"{START}\n`make bench-peers` on {machine()}, one thread each, {datetime.date.today()}. Medians of {given.rounds} steps in turn, "
+        f"after {given.warm_up} that do not count; LoRA dropout {given.dropout}.\n\n{table}\n\nCosine of our gradient with theirs, fp32, no dropout: {'; '.join(agreed)}.\n{END}"
     )
     page = PAGE.read_text()
     before, found, rest = page.partition(START)

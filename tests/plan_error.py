@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.mixture import generator
@@ -18,6 +19,7 @@ from jobs import plan
 from jobs.environment import of_job
 
 WORDS, TERM_EVERY = 32_000, 10
+STEPS = 12  # each with documents of its own: oneDNN writes code for every length, and the heap grows with it
 BIG = {"hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 12, "num_attention_heads": 8,
        "num_key_value_heads": 4, "vocab_size": WORDS, "tie_word_embeddings": True}  # fmt: skip
 POCKET = {"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -78,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, from 0")
     parser.add_argument("--child", help="one case as JSON, in this process")
-    parser.add_argument("--smoke", action="store_true", help="the pocket alone, one step")
+    parser.add_argument("--smoke", action="store_true", help="the pocket alone")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(measured(json.loads(arguments.child))))
@@ -102,14 +104,12 @@ def rows(cases: list[dict]):
         yield f"| {one['name']} | {told:.3f} GiB | {found['gib']:.3f} GiB | {100 * (told / found['gib'] - 1):+.1f} % | {found['cpu_seconds']:.1f} s |"
 
 
-def predicted(one: dict, device: str = "cpu") -> float:
+def predicted(one: dict, device: str = "cpu", steps: int = STEPS) -> float:
     """GiB above the import floor, or of torch's own on a GPU."""
     settings = Settings.model_validate(one["settings"])
-    learnt, plain = documents(one["length"], settings.batch_records, one["config"]["vocab_size"])
+    learnt, plain = documents(one["length"], steps * settings.batch_records, one["config"]["vocab_size"])
     known = lengths([(len(ids), len(ids) - prompt) for ids, prompt in learnt], [len(ids) for ids in plain])
     phase = int(bool(settings.ewc.lambda_))  # with the full recipe: one teacher, one anchor
-    rows = settings.batch_records + old_rows(settings, known, phase)
-    known = known._replace(different=-(-rows // settings.train.per_device_train_batch_size))  # it sees one step's alone
     found = plan.stages(settings, shape_of(one["config"]), known, device, phase)
     _, parts = memory.peak({stage: found[stage] for stage in ("training", "stepping")})
     return (sum(parts.values()) - parts["process"]) / 2**30
@@ -123,9 +123,10 @@ def shape_of(config: dict) -> shapes.Shape:
     )  # fmt: skip
 
 
-def measured(one: dict, base: str | None = None) -> dict:
-    """Two optimizer steps on a base loaded from disk (written first, unless it is there): {gib, seconds, cpu_seconds, tokens}. gib: the most memory above what the
-    imports left, or the most that torch reserved on a GPU; seconds: of the second step."""
+def measured(one: dict, base: str | None = None, steps: int = STEPS) -> dict:
+    """Some optimizer steps on a base loaded from disk (written first, unless it is there): {gib, seconds, cpu_seconds,
+    tokens}. gib: the most memory above what the imports left, or the most that torch reserved on a GPU; the others: of the
+    last step."""
     import torch
 
     from engine import models
@@ -138,10 +139,10 @@ def measured(one: dict, base: str | None = None) -> dict:
             in_child(write_base, one["config"], folder)
         models.prepare(settings.train)
         floor = 0 if on_gpu else _resident()
-        learner, rows = prepared(one, settings, base or folder)
+        learner = prepared(one, settings, base or folder)
         optimizer = torch.optim.AdamW(learner.parameters)
         learner.model.train()
-        for step in range(2):
+        for step, rows in enumerate(rows_of_steps(one, settings, steps)):
             before, worked = time.perf_counter(), time.process_time()
             gradient(learner, rows, step)
             optimizer.step()
@@ -156,14 +157,14 @@ def measured(one: dict, base: str | None = None) -> dict:
 
 
 def prepared(one: dict, settings: Settings, folder: str):
-    """(learner with an adapter that has learnt something, rows of a step); with EWC also a teacher, an anchor and pairs."""
+    """A learner with an adapter that has learnt something; with EWC also a teacher, an anchor and room for pairs."""
     import copy
 
     import torch
     from accelerate import Accelerator
 
     from engine import ewc, models
-    from engine.batches import BASE, Encoded, Row
+    from engine.batches import BASE
     from engine.contrastive import Contrast
     from engine.gradient import Learner
 
@@ -173,25 +174,36 @@ def prepared(one: dict, settings: Settings, folder: str):
             if "lora_B" in name:
                 parameter.normal_(std=0.01)
     models.checkpointing(model, settings)
-    learnt, plain = documents(one["length"], settings.batch_records, one["config"]["vocab_size"])
-    new = [
-        Row(Encoded(ids, prompt, 0, tuple(range(0, len(ids) - prompt, TERM_EVERY))), "new", group=number)
-        for number, (ids, prompt) in enumerate(learnt)
-    ]
-    anchors, contrast, old = [], None, []
+    anchors, contrast = [], None
     if settings.ewc.lambda_:
         model.add_adapter("phase1", copy.deepcopy(model.peft_config[models.STUDENT]))
         model.set_adapter(models.STUDENT)
         anchors = ewc.anchored([], "phase1", ewc.uniform(model, settings.ewc), model, settings.ewc)
         contrast = Contrast(one["config"]["hidden_size"], 0, models.device())
-        new[:2] = [row._replace(pair=0) for row in new[:2]]
-        old = [Row(new[3].document, "memory", "phase1"), Row(new[4].document, "base", BASE)]
-        old += [Row(Encoded(ids, 1, 0), "document", BASE) for ids in plain]
     precision = "bf16" if settings.train.mixed_precision == "bf16" else "no"
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     model = models.placed(model, accelerator)
     parameters = [*models.trainable(model).values(), *([contrast.projection] if contrast else [])]
-    return Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0), [*new, *old]
+    return Learner(accelerator, model, parameters, contrast, anchors, ["phase1", BASE], settings, 0)
+
+
+def rows_of_steps(one: dict, settings: Settings, steps: int) -> Iterator[list]:
+    """The rows of each step; with EWC the first two are a pair, and there are old ones, one of them a plain text."""
+    from engine.batches import BASE, Encoded, Row
+
+    size = settings.batch_records
+    learnt, plain = documents(one["length"], steps * size, one["config"]["vocab_size"])
+    for step in range(steps):
+        new = [
+            Row(Encoded(ids, prompt, 0, tuple(range(0, len(ids) - prompt, TERM_EVERY))), "new", group=number)
+            for number, (ids, prompt) in enumerate(learnt[step * size : (step + 1) * size])
+        ]
+        if not settings.ewc.lambda_:
+            yield new
+            continue
+        new[:2] = [row._replace(pair=0) for row in new[:2]]
+        old = [Row(new[3].document, "memory", "phase1"), Row(new[4].document, "base", BASE)]
+        yield [*new, *old, *(Row(Encoded(ids, 1, 0), "document", BASE) for ids in plain)]
 
 
 def in_child(action, *values) -> None:

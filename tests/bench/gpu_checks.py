@@ -17,6 +17,7 @@ from tests import plan_error
 from tests.plan_error import PLAIN, case
 
 LIMIT_GIB = 16
+STEPS = 2  # of which the second is measured
 MISTRAL = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 32768, "tie_word_embeddings": False}  # fmt: skip
 MIDDLE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16, "num_attention_heads": 32,
@@ -57,8 +58,8 @@ def cases(smoke: bool) -> list[dict]:
 def step(number: int, bases: Path, smoke: bool) -> dict:
     """A step of the whole recipe; prediction and truth."""
     one = cases(smoke)[number]
-    return plan_error.measured(one, base_of(one["config"], bases)) | {
-        "predicted": plan_error.predicted(one, "cpu" if smoke else "cuda")
+    return plan_error.measured(one, base_of(one["config"], bases), STEPS) | {
+        "predicted": plan_error.predicted(one, "cpu" if smoke else "cuda", STEPS)
     }
 
 
@@ -163,7 +164,7 @@ def learner_of(bases: Path, smoke: bool, told: dict):
     one = case("", TINY if smoke else MIDDLE, "3x6", 64 if smoke else 512, told)
     settings = Settings.model_validate(one["settings"])
     models.prepare(settings.train)
-    learner, _ = plan_error.prepared(one, settings, base_of(one["config"], bases))
+    learner = plan_error.prepared(one, settings, base_of(one["config"], bases))
     learner.model.train()
     return learner
 
