@@ -1,6 +1,9 @@
 """The dashboard, driven by keys, over a recorded run: what is on the screen and what enters the ledger."""
 
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from recorded.run import record, step_at
 from textual.pilot import Pilot
 
 from engine import events as ev
+from jobs import steer
 from jobs.home import Home
 from jobs.records import Job, Records
 from tui.app import Dashboard
@@ -407,3 +411,25 @@ async def test_hostile_text_is_shown_as_it_is(tmp_path):
 def test_every_pane_has_its_file():
     files = {path.stem for path in Path("tui/panes").glob("*.py")} - {"__init__"}
     assert files == {pane.__module__.rpartition(".")[2] for pane in PANES}
+
+
+async def test_a_runner_that_is_killed_is_replaced_by_the_open_dashboard(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYBRIDSUM_HOME", str(tmp_path))
+    home = Home.find()
+    try:
+        async with Dashboard(home).run_test(size=WIDE, notifications=True) as pilot:
+            await _until_shown(pilot, "LIVE")
+            first = steer.status(home)["pid"]
+            os.kill(first, signal.SIGKILL)
+            await _until_shown(pilot, "another goes on")
+            found = steer.status(home)
+            assert found["state"] == steer.LIVE and found["pid"] != first
+    finally:
+        steer.stop(home)
+
+
+async def _until_shown(pilot: Pilot, words: str) -> None:
+    deadline = time.monotonic() + 30
+    while words not in text(pilot):
+        assert time.monotonic() < deadline, text(pilot)
+        await pilot.pause(0.1)

@@ -15,7 +15,7 @@ CLOSE = Binding("escape,q", "dismiss", "close")
 SIGNS = (
     "▶ running  · queued  ✓ done  ✗ failed  ○ cancelled  ! blocked by another",
     "▲ better  ▼ worse  · as it was, against the base",
-    "runner LIVE, STALE (silent), LOST (killed; jobs go on), PAUSED, STOPPED",
+    "runner LIVE, STALE (silent), LOST (killed; jobs go on, another is started), PAUSED, STOPPED",
 )
 
 

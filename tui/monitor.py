@@ -132,7 +132,11 @@ class Monitor(Screen):
         return self._feed.snapshot(selected, metric)
 
     def _show(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
+        before, self.snapshot = self.snapshot.runner.state, snapshot
+        if self.start_runner and before in ("LIVE", "STALE") and snapshot.runner.state == "LOST":
+            # once for each that is lost, so that one which dies at once is not started again and again
+            said = "the runner was killed; another goes on with its jobs"
+            self.run_worker(self._steer("ensure_running", self.home, said=said), group="runner")
         self.query_one(Head).show(snapshot)
         for pane in self._panes:
             pane.show(snapshot)
