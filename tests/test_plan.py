@@ -103,14 +103,26 @@ def test_weights_of_mistral():
 @pytest.mark.engine
 def test_what_the_plan_says_of_the_engine_is_true_of_it():
     """The plan is light, so it cannot ask the engine."""
-    from engine import attention, batches, decoder, ewc
+    from engine import attention, batches, decoder, ewc, products
 
     assert (memory.PADDED, memory.PLACES) == (batches.LENGTHS, batches.PLACES)
-    assert memory.FISHER_TOKENS == ewc.TOKENS
+    assert (memory.FISHER_TOKENS, memory.CODES) == (ewc.TOKENS, products.CODES)
     assert (memory.QUERIES, memory.KEPT, memory.MOST_PLACES) == (attention.QUERIES, attention.KEPT, decoder.MOST)
     for length in (16, 320, 336, 352):  # one block and two
         entries = sum((end - first) * end for first, end in attention._blocks(length))
         assert memory.weights_of_attention(settings(), MISTRAL, length, Place("cpu")) == 32 * 4 * entries
+
+
+def test_machine_code_grows_with_the_lengths_of_a_corpus_up_to_what_is_kept():
+    def codes(model: dict | None = None, **load) -> float:
+        return memory.machine_code(settings(model=model or {}), Load(3, 512, 90, **load)) / memory.CODE
+
+    assert codes(lengths=10, mean=300) == 10 * (24 + 6)  # one block of attention
+    assert codes(lengths=10, mean=400) == 10 * (24 + 2 * 6)
+    assert codes({"dtype": "bfloat16"}, lengths=10, mean=400) == 10 * (37 + 2 * 6)
+    assert codes(lengths=10, mean=400, told=20) == 10 * (1.5 * 24 + 2 * 6)
+    assert codes(lengths=300, mean=400) == 2048
+    assert codes({"dtype": "float64"}, lengths=10, mean=400) == 0
 
 
 def test_streamed_layers_leave_all_but_two():

@@ -68,12 +68,16 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
     others, largest = (rows - 1) * found.summary_on_top, found.longest_summary
     labels = round(others + largest)
     told = labels if looks_back else largest if replayed else 0
-    made = [Load(rows, found.longest, labels, told, largest, found.different, largest)]
+    made = [Load(rows, found.longest, labels, told, largest, found.different, found.mean, largest)]
     if _reads_plain(settings, found):
         scored = found.longest_plain - 1
         rows = rows_together(settings, count, found.longest_plain)
         others = (rows - 1) * found.summary_on_top
-        made.append(Load(rows, found.longest_plain, round(others + scored), scored, largest, found.different, scored))
+        made.append(
+            Load(
+                rows, found.longest_plain, round(others + scored), scored, largest, found.different, found.mean, scored
+            )
+        )
     return made
 
 

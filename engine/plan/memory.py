@@ -13,12 +13,14 @@ Parts = dict[str, float]  # {part: bytes}
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 NF4 = 0.5 + 1 / 64 + 4 / 16384  # a weight: 4 bits, one byte for 64 of them (scales), 4 bytes for 256 scales
-SHARE_LOST = {"cuda": 0.04, "cpu": 0.25}  # of what comes and goes: gaps, and what glibc's heap keeps of what was freed
-LOST_RECOMPUTING = 0.75  # on a CPU with activation checkpointing: arrays come and go in two orders
+SHARE_LOST = {"cuda": 0.04, "cpu": 0.5}  # of what comes and goes: gaps, and what glibc's heap keeps of what was freed
 CUDA_CONTEXT = 0.55 * 2**30  # driver and kernels, outside torch's own counters
 PROCESS = 0.42 * 2**30  # resident after the imports, without a GPU
 CODE = 0.5 * 2**20  # machine code that oneDNN writes for one shape of a product
-CODES, CODES_OF_A_LENGTH = 512, 50  # there are in the end, as far as it was seen, and micro-batches of one length have
+CODES = 2048  # whose code is kept (engine/products.py)
+PRODUCTS = {4: 24, 2: 37}  # with frozen weights and factors at one length, by bytes of an activation
+PRODUCTS_OF_A_BLOCK = 6  # of attention at one length, forward and backward
+UNLIKE = 1.5  # times as many lengths as rows have, where old rows join and are laid one after the other
 PADDED, PLACES = 16, 32  # tokens of a row, and its places, come in multiples of them (engine/batches.py)
 FISHER_TOKENS = 1024  # of a batch on a CPU (engine/ewc.py)
 QUERIES = 320  # of a block of attention on a CPU, at most (engine/attention.py)
@@ -38,7 +40,8 @@ class Load:
     labels: int
     told: int = 0
     longest_labels: int = 0  # of one document, for the Fisher
-    lengths: int = 1  # different ones that micro-batches of the job have
+    lengths: float = 1  # different ones that micro-batches of the job have
+    mean: float = 0  # tokens of a row
     places: int | None = None  # scored tokens of the row with most of them; None: all
 
     @property
@@ -71,18 +74,23 @@ def stages(settings: Settings, shape: Shape, load: Load, place: Place) -> dict[s
     if settings.ewc.lambda_ and settings.ewc.importance == "fisher":
         found["fisher"] = fisher(settings, shape, load, place)
     found["generating"] = generating(settings, shape, load, place)
-    share = SHARE_LOST[place.device]
-    if place.device == "cpu" and settings.train.gradient_checkpointing:
-        share = LOST_RECOMPUTING
-    return {stage: _with_lost(fixed | coming, fixed, share, load, place) for stage, coming in found.items()}
+    process = {"process": CUDA_CONTEXT}
+    if place.device == "cpu":
+        process = {"machine code": machine_code(settings, load), "process": PROCESS}
+    lost = SHARE_LOST[place.device]
+    return {
+        stage: fixed | coming | {"allocator": lost * sum(coming.values())} | process for stage, coming in found.items()
+    }
 
 
-def _with_lost(parts: Parts, fixed: Parts, share: float, load: Load, place: Place) -> Parts:
-    lost = share * (sum(parts.values()) - sum(fixed.values()))
-    if place.device == "cuda":
-        return parts | {"allocator": lost, "process": CUDA_CONTEXT}
-    code = CODE * min(CODES, CODES_OF_A_LENGTH * load.lengths)
-    return parts | {"allocator": lost, "machine code": code, "process": PROCESS}
+def machine_code(settings: Settings, load: Load) -> float:
+    """Bytes that oneDNN writes on a CPU until it has met every length; they lie among the arrays of the heap."""
+    products = PRODUCTS.get(computed_bytes(settings))
+    if products is None:  # of float64, which MKL computes
+        return 0.0
+    lengths = load.lengths * (UNLIKE if load.told else 1)
+    blocks = load.lengths * -(-load.mean // QUERIES)
+    return CODE * min(CODES, products * lengths + PRODUCTS_OF_A_BLOCK * blocks)
 
 
 def peak(found: dict[str, Parts]) -> tuple[str, Parts]:
