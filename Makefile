@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==.*/&/p' requirements.txt)
 
-.PHONY: setup demo test check lint bench bench-peers bench-forgetting soak planted kill-evaluation clean
+.PHONY: setup demo test check lint bench bench-quick bench-peers bench-forgetting soak planted kill-evaluation clean
 
 setup: $(VENV)/.ready
 
@@ -38,10 +38,13 @@ lint: setup
 
 check: lint test
 
-bench: setup
+# An hour and a half on two idle cores, nearly all of it bench-peers.
+bench: bench-quick bench-peers
+
+bench-quick: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
 
-# Beside Hugging Face Trainer and TRL; installs TRL into the same environment. Half an hour on two idle cores.
+# Beside Hugging Face Trainer and TRL; installs TRL into the same environment.
 bench-peers: setup
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements-bench.txt
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.peers --write

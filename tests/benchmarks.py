@@ -1,4 +1,4 @@
-"""`make bench`: measure what the documents claim, side by side in one run, and write it into docs/benchmarks.md."""
+"""`make bench-quick`: measure what the documents claim, side by side in one run, and write it into docs/benchmarks.md."""
 
 import datetime
 import os
@@ -19,7 +19,7 @@ from jobs.environment import of_job
 from tests.conftest import PROJECT
 
 PAGE = PROJECT / "docs" / "benchmarks.md"
-START, END = "<!-- make bench: start -->", "<!-- make bench: end -->"
+START, END = "<!-- make bench-quick: start -->", "<!-- make bench-quick: end -->"
 
 
 def as_a_job() -> None:
@@ -220,7 +220,7 @@ def machine() -> str:
 def main() -> None:
     rows = [*dashboard(), *ledger(), *engine(), *evaluation(), *comparison()]
     table = "\n".join(["| what | measured | beside it, in the same run |", "|---|---|---|", *rows])
-    text = f"{START}\n`make bench` on {machine()}, {datetime.date.today()}. Medians; the sides of a row took turns.\n\n{table}\n{END}"
+    text = f"{START}\n`make bench-quick` on {machine()}, {datetime.date.today()}. Medians; the sides of a row took turns.\n\n{table}\n{END}"
     print(text)
     page = PAGE.read_text()
     before, _, rest = page.partition(START)
