@@ -68,16 +68,13 @@ def loads(settings: Settings, found: Lengths, phase: int) -> list[Load]:
     others, largest = (rows - 1) * found.summary_on_top, found.longest_summary
     labels = round(others + largest)
     told = labels if looks_back else largest if replayed else 0
-    made = [Load(rows, found.longest, labels, told, largest, found.different, found.mean, largest)]
+    corpus = {"longest_labels": largest, "lengths": found.different, "mean": found.mean}
+    made = [Load(rows, found.longest, labels, told, places=largest, **corpus)]
     if _reads_plain(settings, found):
         scored = found.longest_plain - 1
         rows = rows_together(settings, count, found.longest_plain)
         others = (rows - 1) * found.summary_on_top
-        made.append(
-            Load(
-                rows, found.longest_plain, round(others + scored), scored, largest, found.different, found.mean, scored
-            )
-        )
+        made.append(Load(rows, found.longest_plain, round(others + scored), scored, places=scored, **corpus))
     return made
 
 
