@@ -71,21 +71,19 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, laid: Sequences | None = None) -> Tensor:
         """laid: where the sequences are, if not each row is one."""
         kept, grows = [], any(ctx.needs_input_grad)
-        sequences = [(0, *one) for one in laid] if laid else [(n, 0, query.shape[2]) for n in range(len(query))]
         query, key, value = _grouped(query, key.shape[1]), key.contiguous(), value.contiguous()
         rows, groups, length, shared, size = query.shape
         result = query.new_empty(rows, length, groups, shared, size)
-        for n, first, last, group in _parts(sequences, groups):
-            queries, values = query[n, group, first:last], value[n, group, first:last]
-            keys, found = wide(key[n, group, first:last]) * scale, result[n, first:last, group]
-            keeps = grows and _keeps(last - first, value)
-            for start, end in _blocks(last - first):
+        arrays = (query, wide(key) * scale, value, result.transpose(1, 2))
+        for queries, keys, values, found in _parts(arrays, laid):
+            keeps = grows and _keeps(value, len(values))
+            for start, end in _blocks(len(values)):
                 weights = _weights(queries[start:end], keys[:end], start).to(value.dtype)
-                found[start:end] = product(weights, values[:end].mT).view(-1, shared, size)
+                found[start:end].copy_(product(weights, values[:end].mT).view(-1, shared, size))
                 if keeps:
                     kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.scale, ctx.sequences = scale, sequences
+        ctx.scale, ctx.laid = scale, laid
         return result.flatten(2, 3)
 
     @staticmethod
@@ -96,22 +94,19 @@ class _Blocks(torch.autograd.Function):
         of_query = query.new_empty(rows, length, groups, shared, size)
         of_key, of_value = wide(torch.zeros_like(key)), wide(torch.zeros_like(value))
         given = _grouped(gradient.transpose(1, 2), groups)
-        for n, first, last, group in _parts(ctx.sequences, groups):
-            queries, told = query[n, group, first:last], given[n, group, first:last]
-            keys, values = key[n, group, first:last], wide(value[n, group, first:last])
-            of_queries, of_keys = of_query[n, first:last, group], of_key[n, group, first:last]
-            of_values = of_value[n, group, first:last]
-            keeps = _keeps(last - first, value)
+        arrays = (query, given, key, wide(value), of_query.transpose(1, 2), of_key, of_value)
+        for queries, told, keys, values, of_queries, of_keys, of_values in _parts(arrays, ctx.laid):
+            keeps = _keeps(key, len(keys))
             scaled = None if keeps else wide(keys) * ctx.scale
-            for start, end in _blocks(last - first):
-                weights = wide(next(kept)) if keeps else _weights(queries[start:end], scaled[:end], start)
+            for start, end in _blocks(len(keys)):
                 block, out = queries[start:end].flatten(0, 1), told[start:end].flatten(0, 1)
+                weights = next(kept) if keeps else _weights(queries[start:end], scaled[:end], start)
                 of_weights = product(out.to(values.dtype), values[:end])
-                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).to(kind)
-                found = product(of_scores, keys[:end].mT).mul_(ctx.scale)
-                of_queries[start:end] = found.view(-1, shared, size)
-                of_keys[:end].add_(product(of_scores.mT, block.mT), alpha=ctx.scale)
-                of_values[:end] += product(weights.to(kind).mT, out.mT)
+                of_scores = torch._softmax_backward_data(of_weights, wide(weights), -1, of_weights.dtype).to(kind)
+                of_queries[start:end].copy_(product(of_scores, keys[:end].mT).view(-1, shared, size))
+                of_keys[:end].add_(product(of_scores.mT, block.mT))
+                of_values[:end].add_(product(weights.to(kind).mT, out.mT))
+        of_query, of_key = of_query.mul_(ctx.scale), of_key.mul_(ctx.scale)
         return of_query.flatten(2, 3).transpose(1, 2), of_key.to(kind), of_value.to(kind), None, None
 
 
@@ -120,12 +115,13 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(1, (groups, -1)).transpose(2, 3).contiguous()
 
 
-def _parts(sequences: list[tuple[int, int, int]], groups: int) -> Iterator[tuple[int, int, int, int]]:
-    """(row, first, end, key head) of every sequence and key head."""
-    return ((*one, group) for one in sequences for group in range(groups))
+def _parts(arrays: tuple[Tensor, ...], laid: Sequences | None) -> Iterator[tuple[Tensor, ...]]:
+    """Of arrays (N, G, L, ...) the parts (length of the sequence, ...) of every sequence and key head: views."""
+    for array_of in zip(*([a[0, :, x:y] for x, y in laid] if laid else a.unbind() for a in arrays), strict=True):
+        yield from zip(*(one.unbind() for one in array_of), strict=True)
 
 
-def _keeps(length: int, value: Tensor) -> bool:
+def _keeps(value: Tensor, length: int) -> bool:
     """Whether the weights of a sequence wait for the backward pass."""
     return length**2 * value.element_size() <= KEPT
 
@@ -143,7 +139,7 @@ def _weights(queries: Tensor, keys: Tensor, start: int) -> Tensor:
     float32 at least."""
     size, heads, _ = queries.shape
     scores = product(queries.flatten(0, 1).to(keys.dtype), keys)
-    scores.view(size, heads, -1)[:, :, start:] += _later(size, scores.dtype)[:, None]
+    scores.view(size, heads, -1)[:, :, start:].add_(_later(size, scores.dtype)[:, None])
     return torch.softmax(scores, -1)
 
 
