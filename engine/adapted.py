@@ -29,10 +29,10 @@ class _Adapted(torch.autograd.Function):
         base = autocast_type(x) or x.dtype
         kind = autocast_type(x) or a.dtype  # PEFT's choice: float32 adapters on a bf16 base are computed in float32
         result = product(x.to(base), weight.to(base), None if bias is None else bias.to(base))
-        narrow = _narrow(x.to(kind), _masked(a.to(kind), mask), laid)
+        narrow = _narrow(x.to(kind), _masked(a.to(kind), mask), laid).mul_(scale)
         ctx.save_for_backward(x, weight, a, b, mask, narrow)
         ctx.scale, ctx.kind, ctx.laid = scale, kind, laid
-        return _add(result, narrow, b.to(kind), scale, laid)
+        return _add(result, narrow, b.to(kind), laid)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
@@ -42,25 +42,25 @@ class _Adapted(torch.autograd.Function):
         of_x = of_a = of_b = None
         if ctx.needs_input_grad[0]:
             of_x = product(gradient, weight.to(gradient.dtype).mT)
-            of_x = _add(of_x, of_narrow, _masked(a.to(ctx.kind), mask).mT, 1.0, ctx.laid).to(x.dtype)
+            of_x = _add(of_x, of_narrow, _masked(a.to(ctx.kind), mask).mT, ctx.laid).to(x.dtype)
         if ctx.needs_input_grad[3]:
             of_a = _of_a(of_narrow, x.to(ctx.kind), mask, ctx.laid).to(a.dtype)
         if ctx.needs_input_grad[4]:
-            of_b = product(_flat(g).mT, _flat(narrow).mT).mul_(ctx.scale).to(b.dtype)
+            of_b = product(_flat(g).mT, _flat(narrow).mT).to(b.dtype)
         return of_x, None, None, of_a, of_b, None, None, None
 
 
-def _add(result: Tensor, narrow: Tensor, wide: Tensor, scale: float, laid: Sequences | None) -> Tensor:
-    """result (N, L, M) plus scale * narrow (N, L, r) times wide (M, r) transposed, or that of each sequence, in place."""
+def _add(result: Tensor, narrow: Tensor, wide: Tensor, laid: Sequences | None) -> Tensor:
+    """result (N, L, M) plus narrow (N, L, r) times wide (M, r) transposed, or that of each sequence, in place."""
     if result.dtype != narrow.dtype:
-        return result.add_(_narrow(narrow, wide, laid), alpha=scale)
+        return result.add_(_narrow(narrow, wide, laid))
     if wide.dim() == 2:
-        result.view(-1, result.shape[-1]).addmm_(_flat(narrow), wide.mT, alpha=scale)
+        result.view(-1, result.shape[-1]).addmm_(_flat(narrow), wide.mT)
     elif laid is None:
-        result.baddbmm_(narrow, wide.mT, alpha=scale)
+        result.baddbmm_(narrow, wide.mT)
     else:
         for (first, end), matrix in zip(laid, wide, strict=True):
-            result[0, first:end].addmm_(narrow[0, first:end], matrix.mT, alpha=scale)
+            result[0, first:end].addmm_(narrow[0, first:end], matrix.mT)
     return result
 
 

@@ -102,7 +102,8 @@ class _Blocks(torch.autograd.Function):
                 block, out = queries[start:end].flatten(0, 1), told[start:end].flatten(0, 1)
                 weights = next(kept) if keeps else _weights(queries[start:end], scaled[:end], start)
                 of_weights = product(out.to(values.dtype), values[:end])
-                of_scores = torch._softmax_backward_data(of_weights, wide(weights), -1, of_weights.dtype).to(kind)
+                torch._softmax_backward_data(of_weights, wide(weights), -1, of_weights.dtype, grad_input=of_weights)
+                of_scores = of_weights.to(kind)
                 of_queries[start:end].copy_(product(of_scores, keys[:end].mT).view(-1, shared, size))
                 of_keys[:end].add_(product(of_scores.mT, block.mT))
                 of_values[:end].add_(product(weights.to(kind).mT, out.mT))
@@ -140,7 +141,7 @@ def _weights(queries: Tensor, keys: Tensor, start: int) -> Tensor:
     size, heads, _ = queries.shape
     scores = product(queries.flatten(0, 1).to(keys.dtype), keys)
     scores.view(size, heads, -1)[:, :, start:].add_(_later(size, scores.dtype)[:, None])
-    return torch.softmax(scores, -1)
+    return torch._softmax(scores, -1, False, out=scores)
 
 
 @cache

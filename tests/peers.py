@@ -119,7 +119,7 @@ def agreement(size: str, folder: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="steps that count")
+    parser.add_argument("--rounds", type=int, default=7, help="steps that count")
     parser.add_argument("--warm-up", type=int, default=4, help="steps before them")
     parser.add_argument("--sizes", nargs="+", default=["pocket", "67M"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="Trainer must be among them")
