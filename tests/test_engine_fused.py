@@ -74,6 +74,18 @@ def test_in_lower_precision_it_is_as_near_to_the_exact_one_as_torch_s(dtype, tol
         assert apart(found, true) < max(tolerance, 1.5 * apart(other, true))
 
 
+@pytest.mark.parametrize("common", [0.0, 1.0, 4.0])
+def test_what_values_have_in_common_does_not_blur_the_gradients_of_queries_and_keys(common):
+    query, key, value = heads(300, torch.float32)
+    value += common * torch.randn(value.shape[0], value.shape[1], 1, value.shape[3])
+    inputs, out = [given.bfloat16() for given in (query, key, value)], torch.randn(2, 300, 6, 16).bfloat16()
+    exact = with_gradients(torchs, [given.double() for given in inputs], out.double())
+    theirs, found = with_gradients(torchs, inputs, out), with_gradients(ours, inputs, out)
+    for one in (1, 2):  # of the queries, of the keys
+        assert apart(found[one], exact[one]) < 4.5e-3
+    assert common < 4 or apart(found[1], exact[1]) < 0.6 * apart(theirs[1], exact[1])
+
+
 def test_weights_wait_for_the_backward_pass_where_they_are_few(monkeypatch):
     """Kept or computed again, in one block or in two."""
     inputs, out = heads(350, torch.float32), torch.randn(2, 350, 6, 16)
