@@ -2,7 +2,7 @@
 
 The same model, documents, order, dropout rate, precision and optimizer; every side a process of its own with one thread;
 they take turns step by step, so that a busy machine hurts all alike. Speeds are medians of the ratios of a step's times to
-Trainer's at the same step. The first steps are not counted: in them every side's heap grows, and oneDNN writes code for each
+Trainer's at the same step; tokens a second are those of all counted steps together. The first steps are not counted: in them every side's heap grows, and oneDNN writes code for each
 length it has not met, which a run of hundreds of steps does once.
 """
 
@@ -71,6 +71,9 @@ class Side:
     def median(self, what: str) -> float:
         return statistics.median(step[what] for step in self.steps)
 
+    def total(self, what: str) -> float:
+        return sum(step[what] for step in self.steps)
+
     def speed(self, what: str, other: "Side") -> float:
         """How many times as fast as another it was, at the same steps."""
         return statistics.median(
@@ -89,10 +92,10 @@ def race(size: str, bf16: bool, given: argparse.Namespace, folder: str) -> list[
     peaks = {name: side.end() for name, side in sides.items()}
     first, rows = sides["Trainer"], []
     for name, side in sides.items():
-        tokens = side.median("tokens")
+        print(name, "CPU s of each step:", *(f"{step['cpu']:.2f}" for step in side.steps), flush=True)
         rows.append(
             f"| {size}, {'bf16 autocast' if bf16 else 'fp32'} | {NAMES[name]} | {side.median('cpu'):.2f} | {side.median('wall'):.2f} | "
-            f"{tokens / side.median('cpu'):.0f} | {side.speed('cpu', first):.2f} | {side.speed('wall', first):.2f} | {peaks[name]:.2f} | {peaks[name] / peaks['Trainer']:.2f} |"
+            f"{side.total('tokens') / side.total('cpu'):.0f} | {side.speed('cpu', first):.2f} | {side.speed('wall', first):.2f} | {peaks[name]:.2f} | {peaks[name] / peaks['Trainer']:.2f} |"
         )
         print(rows[-1], flush=True)
     return rows
