@@ -2,8 +2,9 @@
 
 The same model, documents, order, dropout rate, precision and optimizer; every side a process of its own with one thread;
 they take turns step by step, so that a busy machine hurts all alike. Speeds are medians of the ratios of a step's times to
-Trainer's at the same step; tokens a second are those of all counted steps together. The first steps are not counted: in them every side's heap grows, and oneDNN writes code for each
-length it has not met, which a run of hundreds of steps does once.
+Trainer's at the same step; tokens a second are those of all counted steps together. The first steps are not counted: in
+them every side's heap grows, and oneDNN writes code for each length it has not met, which a run of hundreds of steps does
+once.
 """
 
 import argparse
