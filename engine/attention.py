@@ -3,7 +3,8 @@
 torch's own kernel computes the same in small tiles and reaches a fifth of what the processor can multiply; here a block
 is as large as its second cache, and keys that come later are left out block by block. Of long rows nothing of the length
 squared outlives a block: the backward pass computes the weights again, as FlashAttention does (Dao et al. 2022,
-arXiv 2205.14135); those of short rows (KEPT) wait for it. Scores and softmax are float32, also where queries and keys are bf16. Figures: docs/benchmarks.md.
+arXiv 2205.14135); those of short rows (KEPT) wait for it. Scores and softmax are float32, also where queries and keys
+are bf16; then the gradients of weights are bf16 too. Figures: docs/benchmarks.md.
 """
 
 from collections.abc import Iterator
