@@ -65,7 +65,7 @@ STRANGE = ("softcap", "s_aux", "position_bias", "cache")  # what other models ha
 
 
 class _Blocks(torch.autograd.Function):
-    """One sequence (row, first, end) and one key head at a time; the queries of a block, of all heads that share these
+    """One sequence and one key head at a time; the queries of a block, of all heads that share these
     keys, together: (queries, heads) are the rows of its products."""
 
     @staticmethod
@@ -77,7 +77,7 @@ class _Blocks(torch.autograd.Function):
         result = query.new_empty(rows, length, groups, shared, size)
         arrays = (query, wide(key) * scale, value, result.transpose(1, 2))
         for queries, keys, values, found in _parts(arrays, laid):
-            keeps = grows and _keeps(value, len(values))
+            keeps = grows and _keeps(values)
             for start, end in _blocks(len(values)):
                 weights = _weights(queries[start:end], keys[:end], start).to(value.dtype)
                 found[start:end].copy_(product(weights, values[:end].mT).view(-1, shared, size))
@@ -97,11 +97,10 @@ class _Blocks(torch.autograd.Function):
         given = _grouped(gradient.transpose(1, 2), groups)
         # What all values have in common changes no gradient of a score, since the weights of a row add up to 1; without it the
         # gradients of the weights are small enough for bf16: nearer to the exact ones than torch's kernel.
-        values = wide(value)
-        values = (values - values.mean(2, keepdim=True)).to(kind)
-        arrays = (query, given, key, values, of_query.transpose(1, 2), of_key, of_value)
+        apart = (wide(value) - wide(value).mean(2, keepdim=True)).to(kind)
+        arrays = (query, given, key, apart, of_query.transpose(1, 2), of_key, of_value)
         for queries, told, keys, values, of_queries, of_keys, of_values in _parts(arrays, ctx.laid):
-            keeps = _keeps(key, len(keys))
+            keeps = _keeps(keys)
             scaled = None if keeps else wide(keys) * ctx.scale
             for start, end in _blocks(len(keys)):
                 block, out = queries[start:end].flatten(0, 1), told[start:end].flatten(0, 1)
@@ -111,7 +110,8 @@ class _Blocks(torch.autograd.Function):
                 of_queries[start:end].copy_(product(of_scores, keys[:end].mT).view(-1, shared, size))
                 of_keys[:end].add_(product(of_scores.mT, block.mT))
                 of_values[:end].add_(product(weights.mT, out.mT))
-        of_query, of_key = of_query.mul_(ctx.scale), of_key.mul_(ctx.scale)
+        for found in (of_query, of_key):
+            found.mul_(ctx.scale)
         return of_query.flatten(2, 3).transpose(1, 2), of_key.to(kind), of_value.to(kind), None, None
 
 
@@ -122,13 +122,14 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 
 def _parts(arrays: tuple[Tensor, ...], laid: Sequences | None) -> Iterator[tuple[Tensor, ...]]:
     """Of arrays (N, G, L, ...) the parts (length of the sequence, ...) of every sequence and key head: views."""
-    for array_of in zip(*([a[0, :, x:y] for x, y in laid] if laid else a.unbind() for a in arrays), strict=True):
-        yield from zip(*(one.unbind() for one in array_of), strict=True)
+    sequences = ([one[0, :, first:end] for first, end in laid] if laid else one.unbind() for one in arrays)
+    for sequence in zip(*sequences, strict=True):
+        yield from zip(*(one.unbind() for one in sequence), strict=True)
 
 
-def _keeps(value: Tensor, length: int) -> bool:
-    """Whether the weights of a sequence wait for the backward pass."""
-    return length**2 * value.element_size() <= KEPT
+def _keeps(values: Tensor) -> bool:
+    """Whether the weights of a sequence with these keys or values (L, D) wait for the backward pass."""
+    return len(values) ** 2 * values.element_size() <= KEPT
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
